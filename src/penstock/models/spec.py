@@ -1,0 +1,76 @@
+"""`DecoderSpec`: what a decoder is made of. A model family is a row of such data, not a file of copied code.
+
+Pure data, no torch. Every field changes what `models/decoder.py` computes, and a test per field fails when the feature
+that it names is switched off. `KVGroup` says what a layer keeps for each token.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+
+class RopeScaling(NamedTuple):
+    """Llama 3.1's stretch of the rotary frequencies (`rope_type: llama3`)."""
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_context_tokens: int
+
+
+class KVGroup(NamedTuple):
+    """Layers that keep the same kind of state for each token, and so share one block table.
+
+    `kind` is `full` for now; windows, latent and recurrent state will be other kinds behind the same table.
+    """
+
+    kind: Literal["full"]
+    layers: tuple[int, ...]
+    kv_heads: int
+    k_width: int
+    v_width: int
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderSpec:
+    """A decoder-only transformer.
+
+    Attributes:
+        norm: RMSNorm or LayerNorm (with bias), before attention, before the MLP and at the end.
+        positions: rotary embedding of queries and keys (half-split pairs), or a learned table added to the embedding.
+        rope_theta, rope_scaling: for rotary positions only.
+        mlp: `swiglu` is down(silu(gate(x)) * up(x)); `gelu_tanh` is down(gelu_tanh(up(x))).
+        qkv_bias, out_bias, mlp_bias: whether those projections add a bias.
+        qk_norm: RMSNorm over each head of queries and keys, before the rotary embedding.
+        tied: the output head is the embedding.
+    """
+
+    vocab: int
+    hidden: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    mlp_width: int
+    context_tokens: int
+    norm: Literal["rms", "layer"]
+    norm_eps: float
+    positions: Literal["rotary", "learned"]
+    mlp: Literal["swiglu", "gelu_tanh"]
+    rope_theta: float = 10000.0
+    rope_scaling: RopeScaling | None = None
+    qkv_bias: bool = False
+    out_bias: bool = False
+    mlp_bias: bool = False
+    qk_norm: bool = False
+    tied: bool = False
+
+    @property
+    def kv_groups(self) -> tuple[KVGroup, ...]:
+        """The groups of layers, by kind of state; every layer is in exactly one."""
+        return (KVGroup("full", tuple(range(self.layers)), self.kv_heads, self.head_dim, self.head_dim),)
+
+    def kv_bytes_per_token(self, element_bytes: int) -> int:
+        """Bytes of KV that one token takes, over all layers."""
+        return sum(len(g.layers) * g.kv_heads * (g.k_width + g.v_width) * element_bytes for g in self.kv_groups)
