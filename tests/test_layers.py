@@ -9,9 +9,9 @@ import pytest
 
 SOURCE = Path(__file__).parent.parent / "src" / "penstock"
 
-WORDS = {"__init__", "errors", "request", "step", "config", "protocol", "models.spec"}
-DECISIONS = {"blocks", "prefix", "scheduler"}
-TENSORS = {"kv", "executor", "sampling", "weights", "tokenizer", "checkpoint"}  # and models.*, kernels.*
+WORDS = {"__init__", "errors", "request", "step", "config", "fields", "protocol", "models.spec"}
+DECISIONS = {"blocks", "prefix", "scheduler", "sequence"}
+TENSORS = {"kv", "device", "executor", "sampling", "weights", "tokenizer", "checkpoint"}  # and models.*, kernels.*
 ENGINE = {"engine", "intake"}
 SURFACES = {"cli", "llm", "__main__"}
 

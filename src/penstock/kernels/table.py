@@ -1,0 +1,162 @@
+"""The table device x op -> implementation, and `why_not` for each pair that is missing.
+
+Owns the choice, made once at start-up; the ops themselves are in the other files of this folder. Every implementation
+says whether it is row-exact: whether a row's bits are the same whatever else is in the step.
+One idea: a fast kernel is one more row here, beside the reference row that it is tested against.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from penstock.kernels import exact, reference
+from penstock.kernels.reference import TILE_ROWS, AttentionTiles
+from penstock.weights import Norm, Weight
+
+NUMERICS_VERSION = 1  # counts changes of any op's bits
+
+
+class Linear(Protocol):
+    """x [rows, in] to [rows, out]."""
+
+    def __call__(self, x: Tensor, weight: Weight) -> Tensor: ...
+
+
+class Normalize(Protocol):
+    """x [..., width] to the same shape."""
+
+    def __call__(self, x: Tensor, norm: Norm, *, eps: float) -> Tensor: ...
+
+
+class Rotate(Protocol):
+    """x [rows, heads, width] to the same shape; cosine, sine [rows, width/2]."""
+
+    def __call__(self, x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor: ...
+
+
+class Attention(Protocol):
+    """query [rows, heads, width] over paged keys and values to [rows, heads, width]."""
+
+    def __call__(self, query: Tensor, keys: Tensor, values: Tensor, *, tiles: AttentionTiles) -> Tensor: ...
+
+
+class Binary(Protocol):
+    """Two tensors of one shape to one."""
+
+    def __call__(self, x: Tensor, y: Tensor) -> Tensor: ...
+
+
+class Unary(Protocol):
+    """float32 to float32 of the same shape."""
+
+    def __call__(self, x: Tensor) -> Tensor: ...
+
+
+class Kernels(NamedTuple):
+    """An implementation of every op."""
+
+    linear: Linear
+    attention: Attention
+    rms_norm: Normalize
+    layer_norm: Normalize
+    rotate: Rotate
+    add: Binary
+    multiply: Binary
+    silu: Unary
+    gelu_tanh: Unary
+
+
+@dataclass(frozen=True, slots=True)
+class Implementation:
+    """One way to compute an op.
+
+    Attributes:
+        row_exact_on: the devices on which a row's bits depend on that row alone.
+    """
+
+    name: str
+    function: object
+    devices: frozenset[str]
+    row_exact_on: frozenset[str]
+
+
+BOTH = frozenset({"cpu", "cuda"})
+CPU = frozenset({"cpu"})
+
+# The ops that multiply matrices use CUDA's libraries there, which choose kernels by shape and promise no fixed order.
+TABLE: dict[str, tuple[Implementation, ...]] = {
+    "linear": (Implementation("reference", reference.linear, BOTH, CPU),),
+    "attention": (Implementation("reference", reference.attention, BOTH, CPU),),
+    "rms_norm": (Implementation("reference", reference.rms_norm, BOTH, BOTH),),
+    "layer_norm": (Implementation("reference", reference.layer_norm, BOTH, BOTH),),
+    "rotate": (Implementation("reference", reference.rotate, BOTH, BOTH),),
+    "add": (Implementation("reference", reference.add, BOTH, BOTH),),
+    "multiply": (Implementation("reference", reference.multiply, BOTH, BOTH),),
+    "silu": (Implementation("reference", exact.silu, BOTH, BOTH),),
+    "gelu_tanh": (Implementation("reference", exact.gelu_tanh, BOTH, BOTH),),
+}
+
+
+class Selection(NamedTuple):
+    """The ops for a device, which implementation each is, and the names of those that are not row-exact."""
+
+    kernels: Kernels
+    names: dict[str, str]
+    not_row_exact: tuple[str, ...]
+
+
+def select(device: str) -> Selection:
+    """The first implementation of each op that runs on the device.
+
+    Raises:
+        KeyError: an op has none; the text is `why_not`'s.
+    """
+    chosen = {op: _first(op, device) for op in Kernels._fields}
+    kernels = Kernels(**{op: row.function for op, row in chosen.items()})  # type: ignore[arg-type]
+    inexact = tuple(op for op, row in chosen.items() if device not in row.row_exact_on)
+    return Selection(kernels, {op: row.name for op, row in chosen.items()}, inexact)
+
+
+def _first(op: str, device: str) -> Implementation:
+    for row in TABLE[op]:
+        if device in row.devices:
+            return row
+    raise KeyError(why_not(op, device))
+
+
+def why_not(op: str, device: str) -> str | None:
+    """Why an op cannot run on a device; None where it can."""
+    if op not in TABLE:
+        return f"there is no op named {op}; the ops are {', '.join(TABLE)}"
+    devices = sorted(frozenset().union(*(row.devices for row in TABLE[op])))
+    return None if device in devices else f"{op} has no implementation for {device}, only for {', '.join(devices)}"
+
+
+def find_inexact_product(linear: Linear, weights: list[Weight]) -> str | None:
+    """Try each weight's product on rows in two places and beside two sets of others; the first that differs, or None.
+
+    What `row_exact_on` claims holds for shapes that were tried; this tries the shapes of the model at hand.
+    """
+    seen = set()
+    for weight in weights:
+        if weight.shape in seen:
+            continue
+        seen.add(weight.shape)
+        if not _is_row_exact(linear, weight):
+            return f"linear {weight.shape[0]} x {weight.shape[1]}: a row's bits changed with its place in the tile"
+    return None
+
+
+def _is_row_exact(linear: Linear, weight: Weight) -> bool:
+    matrix = weight.parts["weight"]
+    noise = torch.Generator().manual_seed(weight.shape[0])
+    rows = torch.randn(TILE_ROWS, weight.shape[1], generator=noise).to(matrix.dtype).to(matrix.device)
+    order = torch.randperm(TILE_ROWS, generator=noise).to(matrix.device)
+    together = linear(rows, weight)
+    shuffled = linear(rows[order], weight)
+    alone = linear(rows[:1], weight)
+    return torch.equal(together[order], shuffled) and torch.equal(together[:1], alone)

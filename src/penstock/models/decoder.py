@@ -1,0 +1,94 @@
+"""`Decoder`: one decoder-only transformer, built from a `DecoderSpec`, for all families.
+
+Owns the order of a forward pass; the ops are the kernel table's, the KV is the executor's. Never asks for a family.
+One idea: a step is a flat list of token rows of any sequences; only attention knows which rows belong together.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from penstock.kernels.reference import AttentionTiles
+from penstock.kernels.table import Kernels
+from penstock.kv import KVCache
+from penstock.models.rotary import RotaryTable
+from penstock.models.spec import DecoderSpec
+from penstock.weights import DecoderWeights, LayerWeights, Norm, Weight
+
+
+@dataclass(frozen=True, slots=True)
+class StepTensors:
+    """A step's rows on the device.
+
+    tokens, positions, slots: int64 [rows]; sampled: int64 [samples], the rows whose logits are wanted; num_positions is
+    above every position.
+    """
+
+    tokens: Tensor
+    positions: Tensor
+    slots: Tensor
+    sampled: Tensor
+    tiles: AttentionTiles
+    num_positions: int
+
+
+class Decoder:
+    """Computes logits from token rows, reading and writing the KV cache."""
+
+    def __init__(self, spec: DecoderSpec, weights: DecoderWeights, kernels: Kernels) -> None:
+        self.spec = spec
+        self._weights = weights
+        self._kernels = kernels
+        self._rotary = RotaryTable(spec, device=weights.embedding.device) if spec.positions == "rotary" else None
+
+    def forward(self, step: StepTensors, cache: KVCache) -> Tensor:
+        """Logits of the sampled rows, float32 [samples, vocab]."""
+        if self._rotary is not None:
+            self._rotary.reserve(step.num_positions)
+        x = self._weights.embedding[step.tokens]  # [rows, hidden]
+        if self._weights.positions is not None:
+            x = self._kernels.add(x, self._weights.positions[step.positions])
+        for number, layer in enumerate(self._weights.layers):
+            x = self._kernels.add(x, self._attend(x, layer, number=number, step=step, cache=cache))
+            x = self._kernels.add(x, self._mlp(x, layer))
+        final = self._norm(x[step.sampled], self._weights.final_norm)
+        return self._kernels.linear(final, self._weights.head).float()
+
+    def _attend(self, x: Tensor, layer: LayerWeights, *, number: int, step: StepTensors, cache: KVCache) -> Tensor:
+        spec, kernels = self.spec, self._kernels
+        rows = x.shape[0]
+        fused = kernels.linear(self._norm(x, layer.attention_norm), layer.qkv)
+        fused = fused.view(rows, spec.heads + 2 * spec.kv_heads, spec.head_dim)
+        query, key, value = torch.tensor_split(fused, (spec.heads, spec.heads + spec.kv_heads), dim=1)
+        if layer.q_norm is not None and layer.k_norm is not None:
+            query = kernels.rms_norm(query, layer.q_norm, eps=spec.norm_eps)
+            key = kernels.rms_norm(key, layer.k_norm, eps=spec.norm_eps)
+        if self._rotary is not None:
+            cosine, sine = self._rotary.at(step.positions)
+            query, key = kernels.rotate(query, cosine, sine), kernels.rotate(key, cosine, sine)
+        cache.write(number, step.slots, keys=key, values=value)
+        mixed = kernels.attention(query, cache.keys[number], cache.values[number], tiles=step.tiles)
+        return kernels.linear(mixed.reshape(rows, -1), layer.out)
+
+    def _mlp(self, x: Tensor, layer: LayerWeights) -> Tensor:
+        kernels = self._kernels
+        wide = kernels.linear(self._norm(x, layer.mlp_norm), layer.gate_up)
+        if self.spec.mlp == "swiglu":
+            gate, up = wide.chunk(2, dim=-1)
+            hidden = kernels.multiply(kernels.silu(gate.float()).to(x.dtype), up)
+        else:
+            hidden = kernels.gelu_tanh(wide.float()).to(x.dtype)
+        return kernels.linear(hidden, layer.down)
+
+    def _norm(self, x: Tensor, norm: Norm) -> Tensor:
+        op = self._kernels.rms_norm if self.spec.norm == "rms" else self._kernels.layer_norm
+        return op(x, norm, eps=self.spec.norm_eps)
+
+
+def linear_weights(weights: DecoderWeights) -> list[Weight]:
+    """Every linear layer of a decoder, the head last."""
+    layers = [w for layer in weights.layers for w in (layer.qkv, layer.out, layer.gate_up, layer.down)]
+    return [*layers, weights.head]

@@ -1,0 +1,291 @@
+"""`Scheduler`: which tokens of which sequence run in the next step.
+
+Owns the queue, the running sequences, their blocks and the token budget. Never sees a tensor; runs without torch.
+One idea: sequences that are decoding always run (there are never more of them than the token budget), and what is
+left of the budget computes prompts, oldest first. Where blocks run out, the youngest sequence gives its own back
+and will be computed again; what it had computed stays in the prefix tree as long as nobody needs the room.
+
+`plan` decides and takes blocks; nothing counts as computed before `commit`. So a step that failed can be planned again.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from enum import StrEnum
+from typing import NamedTuple
+
+from penstock.blocks import BlockPool
+from penstock.prefix import Match, Node, PrefixTree
+from penstock.sequence import End, Sequence
+from penstock.step import BlockCopy, StepPlan, StepResult
+
+LOOKAHEAD = 64  # how many waiting sequences are looked at past one that must wait for a prefix in flight
+
+
+class Wait(StrEnum):
+    """Why a sequence is not admitted now."""
+
+    TOKEN_BUDGET = "token budget"
+    SEQUENCES = "number of sequences"
+    BLOCKS = "KV blocks"
+    PREFIX_IN_FLIGHT = "prefix in flight"
+
+
+class SchedulerStats(NamedTuple):
+    """Counts since the start, and the state of now."""
+
+    num_waiting: int
+    num_running: int
+    computed_tokens: int
+    cached_tokens: int
+    preemptions: int
+    steps: int
+
+
+class Progress(NamedTuple):
+    """What a committed step did to one sequence: it drew a token, or it failed for this reason."""
+
+    sequence: Sequence
+    problem: str | None = None
+
+
+class Scheduler:
+    """Plans steps over a pool of `num_blocks` blocks.
+
+    Invariants: every decoding sequence has a chunk in every plan; a plan has at most `token_budget` tokens; the running
+    sequences are in order of admission.
+    """
+
+    def __init__(self, *, num_blocks: int, block_tokens: int, token_budget: int, max_sequences: int) -> None:
+        self.pool = BlockPool(num_blocks)
+        self.tree = PrefixTree(self.pool, block_tokens)
+        self.block_tokens = block_tokens
+        self.token_budget = token_budget
+        self.max_sequences = max_sequences
+        self.waiting: deque[Sequence] = deque()
+        self.running: list[Sequence] = []
+        self.outgrown: list[Sequence] = []  # ran alone and still found no block: taken by the engine after `plan`
+        self._step = 0
+        self._computed_tokens = 0
+        self._cached_tokens = 0
+        self._preemptions = 0
+
+    def add(self, sequence: Sequence) -> None:
+        """Put a sequence at the end of the queue."""
+        self.waiting.append(sequence)
+
+    def plan(self) -> StepPlan:
+        """The next step. Empty where nothing can run: then nothing is waiting either, or some have outgrown the KV."""
+        self._step += 1
+        lengths = self._grow_running()
+        self._admit(lengths, self.token_budget - sum(lengths.values()))
+        chunks = tuple(s.chunk(lengths[s.number]) for s in self.running if s.number in lengths)
+        copies = tuple(s.copy for s in self.running if s.copy is not None)
+        return StepPlan(self._step, chunks, copies)
+
+    def _grow_running(self) -> dict[int, int]:
+        """Tokens and blocks for each running sequence, decoding ones first; preempts where blocks run out."""
+        lengths: dict[int, int] = {}
+        left = self.token_budget
+        for sequence in sorted(self.running, key=lambda s: not s.is_decoding):  # stable: oldest first in each half
+            length = min(sequence.num_to_compute, left)
+            if not length or not sequence.blocks:  # no blocks: it was preempted for an older one
+                continue
+            if self._make_room(sequence, length, lengths):
+                lengths[sequence.number] = length
+                left = self.token_budget - sum(lengths.values())
+        return lengths
+
+    def _make_room(self, sequence: Sequence, length: int, lengths: dict[int, int]) -> bool:
+        """Take blocks for `length` more tokens, preempting the youngest; False where the sequence itself had to go."""
+        while not self._take_blocks(sequence, sequence.num_computed + length):
+            youngest = self.running[-1]
+            if youngest is sequence and len(self.running) == 1:
+                self._leave(sequence)
+                self.outgrown.append(sequence)
+            else:
+                self._preempt(youngest)
+                lengths.pop(youngest.number, None)
+            if youngest is sequence:
+                return False
+        return True
+
+    def _take_blocks(self, sequence: Sequence, num_tokens: int) -> bool:
+        """Give a sequence blocks for its first `num_tokens` tokens; False, keeping what it got, where they run out."""
+        while len(sequence.blocks) * self.block_tokens < num_tokens:
+            block = self.pool.take()
+            if block is None and self.tree.evict():
+                block = self.pool.take()
+            if block is None:
+                return False
+            sequence.blocks.append(block)
+        return True
+
+    def _preempt(self, sequence: Sequence) -> None:
+        self._leave(sequence)
+        self.waiting.appendleft(sequence)
+        self._preemptions += 1
+
+    def _leave(self, sequence: Sequence) -> None:
+        """Stop running: blocks go back, the deepest first; nothing counts as computed."""
+        self.running.remove(sequence)
+        self._drop_copy(sequence)
+        for block in reversed(sequence.blocks):
+            self.pool.release(block)
+        sequence.blocks, sequence.nodes, sequence.num_computed = [], [], 0
+
+    def _drop_copy(self, sequence: Sequence) -> None:
+        if sequence.copy is not None:
+            self.pool.release(sequence.copy.source)
+            sequence.copy = None
+
+    # Admission
+
+    def _admit(self, lengths: dict[int, int], budget: int) -> None:
+        """Admit waiting sequences in order while they fit, skipping over those that wait for a prefix in flight."""
+        skipped: list[Sequence] = []
+        while self.waiting and len(skipped) < LOOKAHEAD:
+            sequence = self.waiting[0]
+            match = self.tree.match(sequence.request.namespace, sequence.tokens, limit=len(sequence.tokens) - 1)
+            wait = self._reason_to_wait(sequence, match, budget)
+            if wait is Wait.BLOCKS and match.part is not None:
+                match = Match(match.nodes, None)  # the block copied from would be one too many
+                wait = self._reason_to_wait(sequence, match, budget)
+            if wait is not None and wait is not Wait.PREFIX_IN_FLIGHT:
+                break
+            self.waiting.popleft()
+            if wait is Wait.PREFIX_IN_FLIGHT:
+                skipped.append(sequence)
+                continue
+            budget -= self._start(sequence, match, budget, lengths)
+        self.waiting.extendleft(reversed(skipped))
+
+    def _reason_to_wait(self, sequence: Sequence, match: Match, budget: int) -> Wait | None:
+        if budget <= 0:
+            return Wait.TOKEN_BUDGET
+        if len(self.running) >= min(self.max_sequences, self.token_budget):
+            return Wait.SEQUENCES
+        if self._prefix_in_flight(sequence, match):
+            return Wait.PREFIX_IN_FLIGHT
+        if not self._blocks_fit(sequence, match):
+            return Wait.BLOCKS
+        return None
+
+    def _prefix_in_flight(self, sequence: Sequence, match: Match) -> bool:
+        """Whether a running sequence is about to compute a block more of this one's beginning than can be matched."""
+        start = len(match.nodes) * self.block_tokens
+        needed = start + (match.part.num_tokens if match.part else 0) + self.block_tokens
+        return any(
+            other.num_computed < needed <= min(len(other.prompt_tokens), len(sequence.tokens))
+            and other.request.namespace == sequence.request.namespace
+            and other.tokens[:needed] == sequence.tokens[:needed]
+            for other in self.running
+            if not other.is_decoding
+        )
+
+    def _blocks_fit(self, sequence: Sequence, match: Match) -> bool:
+        """Whether all known tokens fit beside what runs, with a block for each running sequence to grow into."""
+        needed = -(-(len(sequence.tokens) + 1) // self.block_tokens) - len(match.nodes)
+        locked = [node.block for node in match.nodes] + ([match.part.block] if match.part else [])
+        idle = sum(1 for block in locked if not self.pool.num_references(block))
+        promised = sum(self._blocks_to_come(s) for s in self.running)
+        return needed + promised <= self.pool.num_available - idle
+
+    def _blocks_to_come(self, sequence: Sequence) -> int:
+        """Blocks that a running sequence will take for the tokens that it has and one more."""
+        return max(0, -(-(len(sequence.tokens) + 1) // self.block_tokens) - len(sequence.blocks))
+
+    def _start(self, sequence: Sequence, match: Match, budget: int, lengths: dict[int, int]) -> int:
+        """Admit: take over what the tree has, give blocks to the first chunk; the number of tokens of that chunk."""
+        for node in match.nodes:
+            self.pool.lock(node.block)
+        if match.part is not None:
+            self.pool.lock(match.part.block)
+        sequence.nodes = list(match.nodes)
+        sequence.blocks = [node.block for node in match.nodes]
+        cached = len(match.nodes) * self.block_tokens + (match.part.num_tokens if match.part else 0)
+        length = min(len(sequence.tokens) - cached, budget)
+        fits = self._take_blocks(sequence, cached + length)
+        assert fits, "admission promised these blocks"
+        if match.part is not None:
+            sequence.copy = BlockCopy(0, match.part.block, sequence.blocks[len(match.nodes)], match.part.num_tokens)
+        sequence.num_computed = cached
+        self._count_cached(sequence, cached)
+        self.running.append(sequence)
+        lengths[sequence.number] = length
+        return length
+
+    def _count_cached(self, sequence: Sequence, cached: int) -> None:
+        if not sequence.was_admitted:
+            sequence.was_admitted = True
+            sequence.num_cached = cached
+            self._cached_tokens += cached
+
+    # Results
+
+    def commit(self, plan: StepPlan, result: StepResult) -> list[Progress]:
+        """Count a plan's tokens as computed, share its full blocks, append what was drawn; in the plan's order."""
+        by_number = {s.number: s for s in self.running}
+        progress = []
+        for chunk, outcome in zip(plan.chunks, result.chunks, strict=True):
+            sequence = by_number.get(chunk.sequence)
+            if sequence is None:
+                continue  # aborted while the step ran
+            self._drop_copy(sequence)
+            sequence.num_computed = chunk.end
+            self._computed_tokens += len(chunk.tokens)
+            self._share(sequence)
+            for drawn in outcome.sampled:
+                sequence.append(drawn)
+            if outcome.sampled or outcome.problem is not None:
+                progress.append(Progress(sequence, outcome.problem))
+        return progress
+
+    def _share(self, sequence: Sequence) -> None:
+        """Put newly filled blocks into the tree, and a prompt's last, partly filled one as soon as it is computed."""
+        size = self.block_tokens
+        while (len(sequence.nodes) + 1) * size <= sequence.num_computed:
+            at = len(sequence.nodes)
+            sequence.nodes.append(self._insert(sequence, at, tuple(sequence.tokens[at * size : (at + 1) * size])))
+        at = len(sequence.nodes)
+        if sequence.num_computed == len(sequence.prompt_tokens) > at * size:
+            self.tree.insert(self._parent(sequence), sequence.prompt_tokens[at * size :], block=sequence.blocks[at])
+
+    def _insert(self, sequence: Sequence, at: int, tokens: tuple[int, ...]) -> Node:
+        """Insert block number `at`; where the tree has its content already, use the tree's block instead."""
+        own = sequence.blocks[at]
+        node = self.tree.insert(self._parent(sequence), tokens, block=own)
+        if node.block != own:
+            self.pool.lock(node.block)
+            self.pool.release(own)
+            sequence.blocks[at] = node.block
+        return node
+
+    def _parent(self, sequence: Sequence) -> Node:
+        return sequence.nodes[-1] if sequence.nodes else self.tree.root(sequence.request.namespace)
+
+    def finish(self, sequence: Sequence, end: End | None) -> None:
+        """End a sequence, running or waiting; None: it was aborted or failed."""
+        if sequence in self.running:
+            self._leave(sequence)
+        elif sequence in self.waiting:
+            self.waiting.remove(sequence)
+        sequence.end = end
+
+    def shrink(self, num_tokens: int) -> int:
+        """Plan less than half of the `num_tokens` that did not fit from now on; the new token budget (1 at least)."""
+        self.token_budget = max(1, min(self.token_budget, num_tokens) // 2)
+        while len(self.running) > self.token_budget:
+            self._preempt(self.running[-1])
+        return self.token_budget
+
+    def stats(self) -> SchedulerStats:
+        """Counts since the start, and the state of now."""
+        return SchedulerStats(
+            len(self.waiting),
+            len(self.running),
+            self._computed_tokens,
+            self._cached_tokens,
+            self._preemptions,
+            self._step,
+        )

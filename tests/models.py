@@ -1,0 +1,103 @@
+"""Small random decoders for tests of the tensor side, without a checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from penstock.executor import TorchExecutor
+from penstock.kernels.table import select
+from penstock.kv import KVCache
+from penstock.models.decoder import Decoder
+from penstock.models.spec import DecoderSpec
+from penstock.step import Chunk, SampleAt, StepPlan
+from penstock.weights import DecoderWeights, LayerWeights, Norm, dense
+
+LLAMA = DecoderSpec(
+    vocab=131,
+    hidden=48,
+    layers=2,
+    heads=4,
+    kv_heads=2,
+    head_dim=16,
+    mlp_width=72,
+    context_tokens=4096,
+    norm="rms",
+    norm_eps=1e-5,
+    positions="rotary",
+    mlp="swiglu",
+)
+GPT2 = replace(
+    LLAMA,
+    kv_heads=4,
+    head_dim=12,
+    norm="layer",
+    positions="learned",
+    mlp="gelu_tanh",
+    qkv_bias=True,
+    out_bias=True,
+    mlp_bias=True,
+    tied=True,
+)
+QWEN3 = replace(LLAMA, qk_norm=True, kv_heads=1, tied=True)
+
+
+def random_weights(spec: DecoderSpec, *, dtype: torch.dtype = torch.float32, seed: int = 0) -> DecoderWeights:
+    noise = torch.Generator().manual_seed(seed)
+
+    def matrix(rows: int, columns: int) -> Tensor:
+        wide: Tensor = torch.randn(rows, columns, generator=noise) * columns**-0.5
+        return wide.to(dtype)
+
+    def vector(width: int, *, centre: float = 0.0) -> Tensor:
+        wide = centre + 0.1 * torch.randn(width, generator=noise)
+        return wide.to(dtype)
+
+    def norm(width: int) -> Norm:
+        return Norm(vector(width, centre=1.0), vector(width) if spec.norm == "layer" else None)
+
+    wide = (spec.heads + 2 * spec.kv_heads) * spec.head_dim
+    gate_up = spec.mlp_width * (2 if spec.mlp == "swiglu" else 1)
+    layers = tuple(
+        LayerWeights(
+            attention_norm=norm(spec.hidden),
+            qkv=dense(matrix(wide, spec.hidden), vector(wide) if spec.qkv_bias else None),
+            out=dense(matrix(spec.hidden, spec.heads * spec.head_dim), vector(spec.hidden) if spec.out_bias else None),
+            mlp_norm=norm(spec.hidden),
+            gate_up=dense(matrix(gate_up, spec.hidden), vector(gate_up) if spec.mlp_bias else None),
+            down=dense(matrix(spec.hidden, spec.mlp_width), vector(spec.hidden) if spec.mlp_bias else None),
+            q_norm=Norm(vector(spec.head_dim, centre=1.0)) if spec.qk_norm else None,
+            k_norm=Norm(vector(spec.head_dim, centre=1.0)) if spec.qk_norm else None,
+        )
+        for _ in range(spec.layers)
+    )
+    embedding = matrix(spec.vocab, spec.hidden)
+    return DecoderWeights(
+        embedding=embedding,
+        layers=layers,
+        final_norm=norm(spec.hidden),
+        head=dense(embedding if spec.tied else matrix(spec.vocab, spec.hidden)),
+        positions=matrix(spec.context_tokens, spec.hidden) if spec.positions == "learned" else None,
+    )
+
+
+def executor(
+    spec: DecoderSpec, *, dtype: torch.dtype = torch.float32, num_blocks: int = 64, block_tokens: int = 16
+) -> TorchExecutor:
+    cache = KVCache(spec, num_blocks=num_blocks, block_tokens=block_tokens, dtype=dtype, device="cpu")
+    decoder = Decoder(spec, random_weights(spec, dtype=dtype), select("cpu").kernels)
+    return TorchExecutor(decoder, cache, device="cpu")
+
+
+GREEDY = SampleAt(0, uniform=0.0, temperature=0.0, top_k=0, top_p=1.0, min_p=0.0, logprobs=5)
+
+
+def last(offset: int) -> tuple[SampleAt, ...]:
+    """A greedy draw with five log-probabilities behind the token at `offset`."""
+    return (replace(GREEDY, offset=offset),)
+
+
+def plan(*chunks: Chunk, step: int = 1) -> StepPlan:
+    return StepPlan(step, chunks)

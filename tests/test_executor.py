@@ -1,0 +1,112 @@
+"""Protects the step from plan to result: the same bits however a sequence is cut and whoever is beside it."""
+
+from __future__ import annotations
+
+import itertools
+import random
+
+import pytest
+import torch
+
+from penstock.errors import OutOfMemory
+from penstock.models.decoder import Decoder
+from penstock.models.spec import DecoderSpec
+from penstock.request import TokenLogprob
+from penstock.step import BlockCopy, Chunk, SampledRef, StepPlan, TierMove
+from tests.models import GPT2, LLAMA, QWEN3, executor, last, plan
+
+pytestmark = pytest.mark.torch
+
+SPECS = [LLAMA, QWEN3, GPT2]
+
+
+def prompt(length: int, seed: int = 0) -> list[int]:
+    return random.Random(seed).choices(range(LLAMA.vocab), k=length)
+
+
+def table(length: int, start: int = 0) -> tuple[tuple[int, ...]]:
+    return (tuple(range(start, start + -(-length // 16))),)
+
+
+def run_whole(spec: DecoderSpec, tokens: list[int], dtype: torch.dtype) -> TokenLogprob:
+    engine = executor(spec, dtype=dtype)
+    chunk = Chunk(1, 0, tuple(tokens), table(len(tokens)), last(len(tokens) - 1))
+    return engine.collect(engine.submit(plan(chunk))).chunks[0].sampled[0]
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=["llama", "qwen3", "gpt2"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("cuts", [[1], [16, 32], [128], [5, 6, 7, 130, 257], list(range(1, 300, 13))])
+def test_chunks_of_any_size_beside_any_others_give_the_same_bits(
+    spec: DecoderSpec, dtype: torch.dtype, cuts: list[int]
+) -> None:
+    tokens = prompt(300)
+    engine = executor(spec, dtype=dtype)
+    bounds = [0, *cuts, 300]
+    for step, (start, end) in enumerate(itertools.pairwise(bounds), start=1):
+        mine = Chunk(1, start, tuple(tokens[start:end]), table(300, 30), last(end - start - 1))
+        other = Chunk(2, 0, tuple(prompt(40 + step, seed=step)), table(80, 10))
+        chunks = (mine, other) if step % 2 else (other, mine)
+        result = engine.collect(engine.submit(plan(*chunks, step=step)))
+    drawn = next(c for c in result.chunks if c.sequence == 1).sampled[0]
+    assert drawn == run_whole(spec, tokens, dtype)
+
+
+def test_several_positions_of_one_chunk_can_be_drawn() -> None:
+    tokens = prompt(20)
+    engine = executor(LLAMA)
+    chunk = Chunk(1, 0, tuple(tokens), table(20), (*last(9), *last(19)))
+    drawn = engine.collect(engine.submit(plan(chunk))).chunks[0].sampled
+    assert drawn == (run_whole(LLAMA, tokens[:10], torch.float32), run_whole(LLAMA, tokens, torch.float32))
+
+
+def test_an_input_token_can_be_the_one_drawn_in_the_step_before() -> None:
+    tokens = prompt(20)
+    engine = executor(LLAMA)
+    first = engine.collect(engine.submit(plan(Chunk(1, 0, tuple(tokens), table(21), last(19)))))
+    reference = Chunk(1, 20, (SampledRef(1, 1, 0),), table(21), last(0))
+    second = engine.collect(engine.submit(plan(reference, step=2)))
+    token = first.chunks[0].sampled[0].token
+    assert second.chunks[0].sampled[0] == run_whole(LLAMA, [*tokens, token], torch.float32)
+
+
+def test_a_copied_part_of_a_block_serves_as_prefix() -> None:
+    tokens = prompt(40)
+    engine = executor(LLAMA)
+    engine.collect(engine.submit(plan(Chunk(1, 0, tuple(tokens), table(40)))))
+    changed = [*tokens[:37], *prompt(8, seed=9)]
+    chunk = Chunk(2, 37, tuple(changed[37:]), ((0, 1, 20),), last(7))
+    result = engine.collect(engine.submit(StepPlan(2, (chunk,), (BlockCopy(0, 2, 20, 5),))))
+    assert result.chunks[0].sampled[0] == run_whole(LLAMA, changed, torch.float32)
+
+
+def test_logits_that_are_no_numbers_are_a_problem_of_their_own_row() -> None:
+    engine = executor(LLAMA)
+    weights = engine._decoder._weights
+    weights.embedding[5] = float("nan")
+    good, bad = [t for t in prompt(20) if t != 5], [5, 6, 7]
+    chunks = Chunk(1, 0, tuple(bad), table(3, 50), last(2)), Chunk(2, 0, tuple(good), table(20), last(len(good) - 1))
+    result = engine.collect(engine.submit(plan(*chunks)))
+    assert "131 logits of 131 that are not finite" in (result.chunks[0].problem or "")
+    assert result.chunks[0].sampled == ()
+    recycled = Chunk(3, 0, tuple(good), ((50, 51),), last(len(good) - 1))
+    again = engine.collect(engine.submit(plan(recycled, step=2)))
+    assert again.chunks[0].sampled == result.chunks[1].sampled
+
+
+def test_running_out_of_memory_has_a_type(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: Decoder, *args: object) -> None:
+        torch.empty(1 << 60)
+
+    engine = executor(LLAMA)
+    monkeypatch.setattr(Decoder, "forward", fail)
+    with pytest.raises(OutOfMemory, match="a step of 3 tokens did not fit"):
+        engine.submit(plan(Chunk(1, 0, (1, 2, 3), table(3))))
+
+
+def test_what_does_not_exist_yet_is_refused_by_name() -> None:
+    engine = executor(LLAMA)
+    with pytest.raises(NotImplementedError, match="tiers"):
+        engine.submit(StepPlan(1, (), moves=(TierMove(0, 1, "host"),)))
+    with pytest.raises(NotImplementedError, match="adapter 'french'"):
+        engine.submit(plan(Chunk(1, 0, (1,), table(1), adapter="french")))
