@@ -94,14 +94,15 @@ def test_rotation_turns_pairs_by_their_angle() -> None:
     torch.testing.assert_close(turned[2], torch.cat((as_complex.real, as_complex.imag), dim=-1))
 
 
-def one_tile(positions: list[int], table: list[int], num_segments: int, per_segment: int) -> AttentionTiles:
-    padded = table + [0] * (num_segments * per_segment - len(table))
+def one_tile(positions: list[int], table: list[int], *, num_segments: int, zero_block: int) -> AttentionTiles:
+    padded = table + [zero_block] * (num_segments * (reference.SEGMENT // 16) - len(table))
     return AttentionTiles(
         rows=torch.arange(len(positions))[None],
         positions=torch.tensor([positions]),
         tables=torch.tensor([padded]),
         num_segments=(num_segments,),
-        target=torch.arange(len(positions)),
+        places=torch.arange(len(positions)),
+        targets=torch.arange(len(positions)),
     )
 
 
@@ -111,18 +112,19 @@ def one_tile(positions: list[int], table: list[int], num_segments: int, per_segm
 def test_attention_agrees_with_a_plain_softmax_over_blocks_in_any_order(
     heads: int, kv_heads: int, width: int, length: int
 ) -> None:
-    queries = min(3, length)
+    queries = min(reference.tile_queries(heads, kv_heads), length)
     key, value = noise(length, kv_heads, width), noise(length, kv_heads, width, seed=1)
     query = noise(queries, heads, width, seed=2)
     blocks = -(-length // 16)
     table = torch.randperm(blocks + 5, generator=torch.Generator().manual_seed(4))[:blocks].tolist()
-    keys, values = (torch.full((blocks + 5, 16, kv_heads, width), math.nan) for _ in range(2))
-    for position in range(length):
-        keys[table[position // 16], position % 16] = key[position]
-        values[table[position // 16], position % 16] = value[position]
+    keys, values = (torch.full((blocks + 6, kv_heads, 16, width), math.nan) for _ in range(2))
+    for cache, rows in ((keys, key), (values, value)):
+        cache[[*table, -1]] = 0
+        for position in range(length):
+            cache[table[position // 16], :, position % 16] = rows[position]
     positions = list(range(length - queries, length))
-    tiles = one_tile(positions, table, -(-length // reference.SEGMENT), reference.SEGMENT // 16)
-    ours = reference.attention(query, keys, values, tiles=tiles)
+    tiles = one_tile(positions, table, num_segments=-(-length // reference.SEGMENT), zero_block=blocks + 5)
+    ours = reference.attention(query, keys, values, tiles=(tiles,))
     for row, position in enumerate(positions):
         k = key[: position + 1].repeat_interleave(heads // kv_heads, dim=1).double()
         v = value[: position + 1].repeat_interleave(heads // kv_heads, dim=1).double()

@@ -324,3 +324,8 @@ def wait_passively() -> None:
     as long (docs/log.md, 2026-11-20).
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def clock_ticks_per_s() -> int:
+    """The unit of the times in /proc."""
+    return os.sysconf("SC_CLK_TCK")

@@ -7,11 +7,13 @@ One idea: depth 1. `submit` computes, `collect` hands over; a device that runs b
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from penstock.errors import OutOfMemory
-from penstock.kernels.reference import QUERY_ROWS, SEGMENT, AttentionTiles
+from penstock.kernels.reference import SEGMENT, AttentionTiles, tile_queries
 from penstock.kv import KVCache
 from penstock.models.decoder import Decoder, StepTensors
 from penstock.sampling import Draw, draw_all
@@ -62,52 +64,54 @@ class TorchExecutor:
         size = self._cache.block_tokens
         tokens: list[int] = []
         positions: list[int] = []
-        slots: list[int] = []
+        blocks: list[int] = []
         sampled: list[int] = []
         for chunk in plan.chunks:
             sampled += [len(tokens) + sample.offset for sample in chunk.samples]
-            table = chunk.tables[0]
             tokens += [self._drawn[t] if isinstance(t, SampledRef) else t for t in chunk.tokens]
             positions += range(chunk.start, chunk.end)
-            slots += [table[p // size] * size + p % size for p in range(chunk.start, chunk.end)]
+            blocks += [chunk.tables[0][p // size] for p in range(chunk.start, chunk.end)]
+        new = [block for block, position in zip(blocks, positions, strict=True) if position % size == 0]
+        self._cache.clear(new)
         return StepTensors(
             tokens=self._tensor(tokens),
             positions=self._tensor(positions),
-            slots=self._tensor(slots),
+            blocks=self._tensor(blocks),
+            offsets=self._tensor([p % size for p in positions]),
             sampled=self._tensor(sampled),
             tiles=self._tiles(plan.chunks),
             num_positions=max(chunk.end for chunk in plan.chunks),
         )
 
-    def _tensor(self, values: list[int]) -> Tensor:
+    def _tensor(self, values: list[int] | list[list[int]]) -> Tensor:
         return torch.tensor(values, dtype=torch.int64, device=self._device)
 
-    def _tiles(self, chunks: tuple[Chunk, ...]) -> AttentionTiles:
-        """Cut each chunk into tiles of consecutive queries, the tiles that read most segments first."""
-        group = self._decoder.spec.heads // self._decoder.spec.kv_heads
-        queries = max(1, QUERY_ROWS // group)
-        starts = [(chunk, row, at) for chunk, row in _first_rows(chunks) for at in range(0, len(chunk.tokens), queries)]
-        ends = [min(chunk.start + at + queries, chunk.end) for chunk, _, at in starts]
-        order = sorted(range(len(starts)), key=lambda i: -_segments(ends[i]))
-        longest = _segments(max(ends)) * (SEGMENT // self._cache.block_tokens)
-        rows, positions, tables = [], [], []
-        target = [0] * sum(len(chunk.tokens) for chunk in chunks)
-        for place, i in enumerate(order):
-            chunk, row, at = starts[i]
-            count = min(queries, len(chunk.tokens) - at)
-            padding = queries - count
-            rows.append([*range(row + at, row + at + count), *[0] * padding])
-            positions.append([*range(chunk.start + at, chunk.start + at + count), *[-1] * padding])
-            table = chunk.tables[0][:longest]
-            tables.append([*table, *[0] * (longest - len(table))])
-            target[row + at : row + at + count] = range(place * queries, place * queries + count)
+    def _tiles(self, chunks: tuple[Chunk, ...]) -> tuple[AttentionTiles, ...]:
+        """Each chunk's queries in tiles: full ones together, and those of a single query together."""
+        spec = self._decoder.spec
+        width = tile_queries(spec.heads, spec.kv_heads)
+        pieces = [piece for chunk, row in _first_rows(chunks) for piece in _cut(chunk, row, width)]
+        single = [piece for piece in pieces if piece.queries == 1]
+        several = [piece for piece in pieces if piece.queries > 1]
+        return tuple(self._set_of_tiles(some, n) for some, n in ((several, width), (single, 1)) if some)
+
+    def _set_of_tiles(self, pieces: list[_Piece], width: int) -> AttentionTiles:
+        pieces = sorted(pieces, key=lambda piece: -_segments(piece.end))
+        num_blocks = _segments(pieces[0].end) * (SEGMENT // self._cache.block_tokens)
+        numbers = range(len(pieces))
         return AttentionTiles(
-            rows=torch.tensor(rows, device=self._device),
-            positions=torch.tensor(positions, device=self._device),
-            tables=torch.tensor(tables, device=self._device),
-            num_segments=tuple(_segments(ends[i]) for i in order),
-            target=self._tensor(target),
+            rows=self._tensor([[*p.rows, *[0] * (width - p.queries)] for p in pieces]),
+            positions=self._tensor([[*range(p.end - p.queries, p.end), *[-1] * (width - p.queries)] for p in pieces]),
+            tables=self._tensor([self._table(p, num_blocks) for p in pieces]),
+            num_segments=tuple(_segments(p.end) for p in pieces),
+            places=self._tensor([n * width + q for n in numbers for q in range(pieces[n].queries)]),
+            targets=self._tensor([row for p in pieces for row in p.rows]),
         )
+
+    def _table(self, piece: _Piece, num_blocks: int) -> list[int]:
+        """The blocks up to a piece's end, and then the zero block: what lies beyond may hold anything."""
+        table = piece.table[: -(-piece.end // self._cache.block_tokens)]
+        return [*table, *[self._cache.zero_block] * (num_blocks - len(table))]
 
     def _result(self, plan: StepPlan, draws: list[Draw]) -> StepResult:
         self._drawn.clear()
@@ -121,6 +125,29 @@ class TorchExecutor:
                 self._drawn[SampledRef(plan.step, chunk.sequence, number)] = token.token
             results.append(ChunkResult(chunk.sequence, () if problem else tokens, problem))
         return StepResult(plan.step, tuple(results))
+
+
+class _Piece(NamedTuple):
+    """Some consecutive queries of a chunk: their rows in the step, and the position after the last one."""
+
+    rows: range
+    end: int
+    table: tuple[int, ...]
+
+    @property
+    def queries(self) -> int:
+        """How many queries."""
+        return len(self.rows)
+
+
+def _cut(chunk: Chunk, row: int, width: int) -> list[_Piece]:
+    """The pieces of `width` queries of a chunk that begins at `row` of the step; the last one may be shorter."""
+    starts = range(0, len(chunk.tokens), width)
+    ends = [min(start + width, len(chunk.tokens)) for start in starts]
+    return [
+        _Piece(range(row + start, row + end), chunk.start + end, chunk.tables[0])
+        for start, end in zip(starts, ends, strict=True)
+    ]
 
 
 def _first_rows(chunks: tuple[Chunk, ...]) -> list[tuple[Chunk, int]]:

@@ -86,28 +86,34 @@ def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class AttentionTiles:
-    """The queries of a step, cut into tiles of a few consecutive positions of one sequence each, longest context first.
+    """Queries of a step in tiles of `queries` consecutive positions of one sequence each, longest context first.
 
     Attributes:
         rows: int64 [tiles, queries]: row of each query in the step; padding points at row 0.
         positions: int64 [tiles, queries]: the position of each query; -1 for padding, which sees no key.
-        tables: int64 [tiles, blocks]: the block table of the tile's sequence, padded with 0.
+        tables: int64 [tiles, blocks]: the block table of the tile's sequence, padded with the cache's zero block.
         num_segments: how many segments of keys each tile reads; descending.
-        target: int64 [rows]: for each row of the step, its place among tiles * queries.
+        places: int64 [real]: which of the tiles * queries places hold a real query; targets: the rows of these.
     """
 
     rows: Tensor
     positions: Tensor
     tables: Tensor
     num_segments: tuple[int, ...]
-    target: Tensor
+    places: Tensor
+    targets: Tensor
+
+
+def tile_queries(heads: int, kv_heads: int) -> int:
+    """Query positions in a full tile. A tile has at least QUERY_ROWS rows, or one position."""
+    return max(1, QUERY_ROWS * kv_heads // heads)
 
 
 @dataclass(frozen=True, slots=True)
 class _Partial:
     """Attention over the keys so far: highest score, sum of weights, weighted sum of values.
 
-    highest and total are [tiles, kv_heads, tile_rows, 1], values [tiles, kv_heads, tile_rows, width]; float32.
+    highest and total are [tiles, kv_heads, rows, 1], values [tiles, kv_heads, rows, width]; float32.
     """
 
     highest: Tensor
@@ -115,19 +121,28 @@ class _Partial:
     values: Tensor
 
 
-def attention(query: Tensor, keys: Tensor, values: Tensor, *, tiles: AttentionTiles) -> Tensor:
+def attention(query: Tensor, keys: Tensor, values: Tensor, *, tiles: tuple[AttentionTiles, ...]) -> Tensor:
     """Causal attention of query [rows, heads, width] over paged keys and values.
 
-    keys and values are [blocks, block_tokens, kv_heads, width]. Scores are scaled by width ** -0.5. Gives
-    [rows, heads, width] in the query's dtype; computed in float32. What a query may not see is replaced, not
-    multiplied by zero, so that nothing left in a recycled block can leak.
+    keys and values are [blocks, kv_heads, block_tokens, width]. Scores are scaled by width ** -0.5. Gives
+    [rows, heads, width] in the query's dtype; computed in float32. What a query may not see has weight 0; the cache
+    holds zeros there (see `kv.py`), so that nothing left in a recycled block can leak.
     """
-    kv_heads = keys.shape[2]
-    grouped = _group_queries(query, tiles, kv_heads)
+    out = torch.empty_like(query)
+    for some in tiles:
+        out[some.targets] = _attend(query, keys, values, tiles=some)
+    return out
+
+
+def _attend(query: Tensor, keys: Tensor, values: Tensor, *, tiles: AttentionTiles) -> Tensor:
+    """Attention for the queries of one set of tiles: [real, heads, width]."""
+    grouped = _group_queries(query, tiles, keys.shape[1])
+    full_rows = tile_queries(query.shape[1], keys.shape[1]) * query.shape[1] // keys.shape[1]
     state = _empty(grouped)
     for segment in range(tiles.num_segments[0]):
         count = sum(1 for n in tiles.num_segments if n > segment)
-        partial = _reduce_segment(grouped[:count], keys, values, segment=segment, tiles=tiles)
+        products = _Products(full_rows, segment, tiles.tables[:count])
+        partial = _reduce_segment(grouped[:count], keys, values, positions=tiles.positions[:count], products=products)
         state = _merge(state, partial)
     result = state.values / torch.where(state.total > 0, state.total, 1.0)
     return _ungroup(result, tiles, query)
@@ -144,12 +159,11 @@ def _group_queries(query: Tensor, tiles: AttentionTiles, kv_heads: int) -> Tenso
 
 
 def _ungroup(result: Tensor, tiles: AttentionTiles, query: Tensor) -> Tensor:
-    """The inverse of `_group_queries`: [rows, heads, width] in the query's dtype."""
+    """The inverse of `_group_queries` for the real queries: [real, heads, width] in the query's dtype."""
     count, queries = tiles.rows.shape
     kv_heads, width = result.shape[1], result.shape[3]
     rows = result.view(count, kv_heads, queries, -1, width).permute(0, 2, 1, 3, 4)
-    flat = rows.reshape(count * queries, -1, width)
-    mixed: Tensor = flat[tiles.target]
+    mixed: Tensor = rows.reshape(count * queries, -1, width)[tiles.places]
     return mixed.to(query.dtype)
 
 
@@ -159,37 +173,46 @@ def _empty(grouped: Tensor) -> _Partial:
     return _Partial(highest, torch.zeros_like(highest), torch.zeros_like(grouped))
 
 
-def _reduce_segment(grouped: Tensor, keys: Tensor, values: Tensor, *, segment: int, tiles: AttentionTiles) -> _Partial:
-    """Attention of the first tiles over one segment of keys, from empty."""
-    count, _, tile_rows, _ = grouped.shape
-    per_segment = SEGMENT // keys.shape[1]
-    tables = tiles.tables[:count, segment * per_segment : (segment + 1) * per_segment]
-    positions = tiles.positions[:count]
-    key_at = torch.arange(segment * SEGMENT, (segment + 1) * SEGMENT, device=grouped.device)
+class _Products:
+    """The two products of one segment, always with `full_rows` query rows and MATRICES matrices at a time."""
+
+    def __init__(self, full_rows: int, segment: int, tables: Tensor) -> None:
+        self.start = segment * SEGMENT
+        self._full_rows = full_rows
+        self._tables = tables
+
+    def with_cache(self, a: Tensor, cache: Tensor, *, transposed: bool = False) -> Tensor:
+        """a [tiles, kv_heads, rows, x] times the segment's blocks [SEGMENT, width], or that transposed."""
+        padded = functional.pad(a, (0, 0, 0, self._full_rows - a.shape[2]))
+        groups = zip(
+            _groups(padded.flatten(0, 1), MATRICES), _groups(self._gather(cache).flatten(0, 1), MATRICES), strict=True
+        )
+        out = torch.cat([torch.bmm(x, y.transpose(1, 2) if transposed else y) for x, y in groups])
+        return out[: a.shape[0] * a.shape[1], : a.shape[2]].view(*a.shape[:3], -1)
+
+    def _gather(self, cache: Tensor) -> Tensor:
+        """The segment's blocks as float32 [tiles, kv_heads, SEGMENT, width], contiguous."""
+        _, kv_heads, block_tokens, width = cache.shape
+        first, count = self.start // block_tokens, SEGMENT // block_tokens
+        blocks = self._tables[:, None, first : first + count] * kv_heads
+        index = blocks + torch.arange(kv_heads, device=cache.device)[:, None]  # [tiles, kv_heads, count]
+        gathered = cache.flatten(0, 1).index_select(0, index.flatten())
+        return gathered.view(-1, kv_heads, SEGMENT, width).float()
+
+
+def _reduce_segment(
+    grouped: Tensor, keys: Tensor, values: Tensor, *, positions: Tensor, products: _Products
+) -> _Partial:
+    """Attention of tiles over one segment of keys, from empty."""
+    key_at = torch.arange(products.start, products.start + SEGMENT, device=grouped.device)
     visible = key_at <= positions[:, :, None]  # [tiles, queries, SEGMENT]
-    visible = visible.repeat_interleave(tile_rows // positions.shape[1], dim=1)[:, None]
-    wanted = (key_at <= positions.amax(dim=1, keepdim=True))[:, None, :, None]
-    scores = _products(grouped, _gather(keys, tables), transposed=True)
+    visible = visible.repeat_interleave(grouped.shape[2] // positions.shape[1], dim=1)[:, None]
+    scores = products.with_cache(grouped, keys, transposed=True)
     scores = torch.where(visible, scores, NEGATIVE_INFINITY)
     highest = scores.amax(dim=-1, keepdim=True)
     anchor = torch.where(highest != NEGATIVE_INFINITY, highest, 0.0)  # NaN stays NaN: it must reach the logits
     weights = torch.where(visible, exp(scores - anchor), 0.0)
-    summed = _products(weights, torch.where(wanted, _gather(values, tables), 0.0))
-    return _Partial(highest, tree_sum(weights), summed)
-
-
-def _gather(cache: Tensor, tables: Tensor) -> Tensor:
-    """The blocks of one segment as float32 [tiles, kv_heads, SEGMENT, width], contiguous."""
-    count = tables.shape[0]
-    blocks = cache[tables.flatten()]  # [tiles * blocks, block_tokens, kv_heads, width]
-    return blocks.view(count, SEGMENT, *cache.shape[2:]).transpose(1, 2).float().contiguous()
-
-
-def _products(a: Tensor, b: Tensor, *, transposed: bool = False) -> Tensor:
-    """a @ b (or b with its last two axes exchanged) for each of [tiles, kv_heads], always MATRICES at a time."""
-    groups = zip(_groups(a.flatten(0, 1), MATRICES), _groups(b.flatten(0, 1), MATRICES), strict=True)
-    out = torch.cat([torch.bmm(x, y.transpose(1, 2) if transposed else y) for x, y in groups])
-    return out[: a.shape[0] * a.shape[1]].view(a.shape[0], a.shape[1], *out.shape[1:])
+    return _Partial(highest, tree_sum(weights), products.with_cache(weights, values))
 
 
 def _merge(state: _Partial, partial: _Partial) -> _Partial:

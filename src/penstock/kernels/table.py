@@ -41,7 +41,7 @@ class Rotate(Protocol):
 class Attention(Protocol):
     """query [rows, heads, width] over paged keys and values to [rows, heads, width]."""
 
-    def __call__(self, query: Tensor, keys: Tensor, values: Tensor, *, tiles: AttentionTiles) -> Tensor: ...
+    def __call__(self, query: Tensor, keys: Tensor, values: Tensor, *, tiles: tuple[AttentionTiles, ...]) -> Tensor: ...
 
 
 class Binary(Protocol):

@@ -23,15 +23,16 @@ from penstock.weights import DecoderWeights, LayerWeights, Norm, Weight
 class StepTensors:
     """A step's rows on the device.
 
-    tokens, positions, slots: int64 [rows]; sampled: int64 [samples], the rows whose logits are wanted; num_positions is
-    above every position.
+    tokens, positions, blocks, offsets: int64 [rows], the last two where a row's KV goes; sampled: int64 [samples], the
+    rows whose logits are wanted; num_positions is above every position.
     """
 
     tokens: Tensor
     positions: Tensor
-    slots: Tensor
+    blocks: Tensor
+    offsets: Tensor
     sampled: Tensor
-    tiles: AttentionTiles
+    tiles: tuple[AttentionTiles, ...]
     num_positions: int
 
 
@@ -69,7 +70,7 @@ class Decoder:
         if self._rotary is not None:
             cosine, sine = self._rotary.at(step.positions)
             query, key = kernels.rotate(query, cosine, sine), kernels.rotate(key, cosine, sine)
-        cache.write(number, step.slots, keys=key, values=value)
+        cache.write(number, step.blocks, step.offsets, keys=key, values=value)
         mixed = kernels.attention(query, cache.keys[number], cache.values[number], tiles=step.tiles)
         return kernels.linear(mixed.reshape(rows, -1), layer.out)
 
