@@ -36,6 +36,12 @@ def test_min_tokens_cannot_exceed_max_tokens() -> None:
         SamplingParams(max_tokens=8, min_tokens=9)
 
 
+def test_plain_python_values_are_taken_for_what_they_mean() -> None:
+    params = SamplingParams(stop="abc", stop_token_ids=[4], logit_bias={9: 1, 2: -1})  # type: ignore[arg-type]
+    assert params == SamplingParams(stop=("abc",), stop_token_ids=(4,), logit_bias=((2, -1.0), (9, 1.0)))
+    assert hash(params) == hash(SamplingParams(stop=("abc",), stop_token_ids=(4,), logit_bias=((2, -1.0), (9, 1.0))))
+
+
 def test_draws_depend_on_seed_sample_and_position_alone() -> None:
     key = stream_key(7, job_seed=0, custom_id="a")
     assert key == stream_key(7, job_seed=1, custom_id="b")

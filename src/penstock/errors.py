@@ -12,6 +12,7 @@
     │   └── Interrupted    the user asked to stop; exit code 130
     ├── OutOfMemory        the device could not hold a step; the engine shrinks the step and goes on
     └── RowError           one row cannot be answered; it becomes an error row and the job goes on
+        └── BadRow         its line cannot be read as a request (in `protocol.py`)
 
 A message says what happened, the two numbers, and what to do.
 """

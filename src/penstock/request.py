@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import NamedTuple
@@ -41,10 +42,10 @@ class SamplingParams:
         temperature: 0 is greedy (the highest logit, ties to the lowest token id).
         top_p, top_k, min_p: 1.0, 0 and 0.0 switch each off. Applied in the order top_k, top_p, min_p.
         seed: names the stream of random numbers; None: the stream is named by job seed and custom id.
-        stop: strings that end the text (and are not part of it); stop_token_ids: ids that do.
+        stop: strings that end the text (and are not part of it), or one string; stop_token_ids: ids that do.
         min_tokens: no end before that many output tokens; ignore_eos: end-of-sequence ids do not end it.
         logprobs: number of alternatives reported for each output token (0: the chosen token only); None: none.
-        logit_bias: (token id, added to its logit) pairs, in ascending order of id.
+        logit_bias: (token id, added to its logit) pairs, or a dict; kept in ascending order of id.
         n: how many sequences to draw from one prompt.
 
     Raises:
@@ -66,6 +67,7 @@ class SamplingParams:
     n: int = 1
 
     def __post_init__(self) -> None:
+        self._normalize()
         self._check_length()
         _require("temperature", self.temperature, ok=0.0 <= self.temperature <= 2.0, limit="from 0 to 2")
         _require("top_p", self.top_p, ok=0.0 < self.top_p <= 1.0, limit="above 0 and at most 1")
@@ -77,6 +79,14 @@ class SamplingParams:
         biases_ok = all(math.isfinite(b) and abs(b) <= MAX_BIAS for b in biases)
         _require("logit_bias", biases, ok=biases_ok, limit=f"from -{MAX_BIAS} to {MAX_BIAS}")
         _require("n", self.n, ok=1 <= self.n <= MAX_SAMPLES, limit=f"from 1 to {MAX_SAMPLES}")
+
+    def _normalize(self) -> None:
+        """Take one stop string for a list of one, any sequence for a tuple, and a dict of biases for its items."""
+        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+        bias = self.logit_bias.items() if isinstance(self.logit_bias, Mapping) else self.logit_bias
+        object.__setattr__(self, "stop", stop)
+        object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
+        object.__setattr__(self, "logit_bias", tuple(sorted((int(token), float(value)) for token, value in bias)))
 
     def _check_length(self) -> None:
         too_many = len(self.stop) > MAX_STOP_STRINGS

@@ -1,0 +1,108 @@
+"""Files of rows: lines out of a plain, gzip or zstd file, and the file's digest.
+
+Owns how bytes on disk become numbered lines. What a line means is not known here (`protocol.py` says that).
+One idea: a stream of chunks, whatever the compression (found by the first bytes, never by the name), cut into lines.
+Memory is bounded by the longest line allowed: a longer one is cut one byte past the limit, and `parse_row` refuses it.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import zstandard
+
+from penstock.errors import Refused
+from penstock.fields import MAX_LINE_BYTES
+
+_CHUNK_BYTES = 2**18
+_ZSTD_CHUNK_BYTES = 2**12  # compressed; zstd may turn each 4 bytes into a block of 128 KiB, so this bounds memory
+_BLANK = b" \t\r\n"
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+
+class InputLine(NamedTuple):
+    """A line that is not blank: its place among those (from 0), its line number (from 1), its bytes without the end."""
+
+    row: int
+    line: int
+    data: bytes
+
+
+def read_lines(path: Path) -> Iterator[InputLine]:
+    """The lines of a file that are not blank, in order.
+
+    Raises:
+        Refused: the file cannot be read, or is compressed and damaged or cut short; the message has the line reached.
+    """
+    row, line = 0, 0
+    try:
+        with path.open("rb") as file:
+            for line, data in enumerate(_lines(_chunks(file)), 1):
+                text = data.removeprefix(_BYTE_ORDER_MARK) if line == 1 else data
+                if text.strip(_BLANK):
+                    yield InputLine(row, line, text.removesuffix(b"\r"))
+                    row += 1
+    except (OSError, EOFError, zlib.error, zstandard.ZstdError) as error:
+        raise Refused(f"{path} cannot be read past line {line} ({_reason(error)}); make the file anew") from error
+
+
+def digest(path: Path) -> str:
+    """Hex SHA-256 of the file's bytes as they are on disk."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise Refused(f"{path} cannot be read ({_reason(error)})") from error
+
+
+def _reason(error: Exception) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
+
+
+def _lines(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    """Cut chunks into lines without their newline, each at most one byte longer than the limit."""
+    held = bytearray()
+    for chunk in chunks:
+        *ended, rest = chunk.split(b"\n")
+        for piece in ended:
+            yield bytes(held) + piece[: MAX_LINE_BYTES + 1 - len(held)] if held else piece[: MAX_LINE_BYTES + 1]
+            held.clear()
+        held += rest[: MAX_LINE_BYTES + 1 - len(held)]
+    if held:
+        yield bytes(held)
+
+
+def _chunks(file: BinaryIO) -> Iterator[bytes]:
+    start = file.read(4)
+    file.seek(0)
+    if start.startswith(b"\x1f\x8b"):
+        with gzip.GzipFile(fileobj=file) as members:
+            yield from _reads(members.read1, _CHUNK_BYTES)  # `read` would lose what stands before damage
+    elif start == zstandard.FRAME_HEADER:
+        yield from _zstd_chunks(file)
+    else:
+        yield from _reads(file.read, _CHUNK_BYTES)
+
+
+def _reads(read: Callable[[int], bytes], size: int) -> Iterator[bytes]:
+    while chunk := read(size):
+        yield chunk
+
+
+def _zstd_chunks(file: BinaryIO) -> Iterator[bytes]:
+    """Decompress frame after frame. (zstandard's own reader takes a cut frame for the end of the file.)"""
+    frame = None
+    for chunk in _reads(file.read, _ZSTD_CHUNK_BYTES):
+        rest = chunk
+        while rest:
+            frame = frame or zstandard.ZstdDecompressor().decompressobj()
+            yield frame.decompress(rest)
+            rest = frame.unused_data if frame.eof else b""
+            frame = None if frame.eof else frame
+    if frame is not None:
+        raise EOFError("the last zstd frame is cut short")
