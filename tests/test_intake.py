@@ -108,3 +108,8 @@ def test_token_ids_are_those_of_the_vocabulary(line: bytes, name: str) -> None:
 @pytest.mark.parametrize("way", [way for way in BAD_WAYS if way.needs_model], ids=lambda way: way.name)
 def test_each_row_that_only_the_model_shows_to_be_bad_gets_its_code(way: BadWay) -> None:
     assert error_of(way.line("r1"))[0] == way.code
+
+
+def test_a_token_that_the_tokenizer_knows_and_the_model_does_not_is_refused() -> None:
+    code, message = error_of(completion_line("r1", prompt="a{"))
+    assert (code, message) == ("invalid_field", "body.prompt has token id 26; the model's ids go from 0 to 25")

@@ -40,8 +40,10 @@ class Intake:
         Raises:
             RowError: the prompt is empty or too long, or a token id is outside the vocabulary.
         """
-        self._check_ids(row)
+        self._check_vocab("stop_token_ids", row.params.stop_token_ids)
+        self._check_vocab("logit_bias", (token for token, _ in row.params.logit_bias))
         prompt = self._encode(row.prompt)
+        self._check_vocab("prompt", prompt)  # a tokenizer may know more tokens than the model
         if not prompt:
             message = f"the prompt has 0 tokens; it must have from 1 to {self._context_tokens - 1}"
             raise RowError(RowErrorCode.INVALID_FIELD, message)
@@ -55,12 +57,6 @@ class Intake:
         messages = [part.for_template() for part in prompt if isinstance(part, Message)]
         ids = [part for part in prompt if isinstance(part, int)]
         return self._tokenizer.encode_chat(messages) if messages else ids
-
-    def _check_ids(self, row: BatchRow) -> None:
-        if not isinstance(row.prompt, str):
-            self._check_vocab("prompt", (part for part in row.prompt if isinstance(part, int)))
-        self._check_vocab("stop_token_ids", row.params.stop_token_ids)
-        self._check_vocab("logit_bias", (token for token, _ in row.params.logit_bias))
 
     def _check_vocab(self, name: str, tokens: Iterable[int]) -> None:
         for token in tokens:

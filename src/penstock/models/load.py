@@ -1,0 +1,163 @@
+"""Loads a checkpoint's tensors into `DecoderWeights`: `load_weights`.
+
+Owns the way from stored tensors to parameters: names from the family's row, Q, K and V (and gate and up) fused into one
+matrix, transposed storage turned, dtype converted. Knows nothing of what the parameters compute.
+One idea: every tensor of the checkpoint is accounted for before the first one is read, and every parameter is filled
+into memory of its own (64-byte aligned on a CPU), so that no file stays mapped.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from penstock.checkpoint import DTYPES, Checkpoint, StoredTensor, stored_tensors
+from penstock.errors import ModelError
+from penstock.models.families import Names, family_named, parameter_shapes
+from penstock.models.spec import DecoderSpec
+from penstock.weights import DecoderWeights, LayerWeights, Norm, Weight, dense
+
+TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+SHOWN_NAMES = 5
+
+
+def load_weights(checkpoint: Checkpoint, *, device: str, dtype: str) -> DecoderWeights:
+    """The checkpoint's parameters on `device`, as `dtype`.
+
+    Raises:
+        ModelError: a tensor is missing, unknown, of another shape than the config says, in a format that Penstock does
+            not load, or has values that `dtype` cannot hold.
+    """
+    names = family_named(checkpoint.family).names
+    stored = stored_tensors(checkpoint.folder)
+    prefix = account(stored, checkpoint.spec, names=names)
+    with _opened({tensor.file for tensor in stored.values()}) as files:
+        source = _Source(files, stored, prefix, torch.device(device), TORCH_DTYPES[dtype])
+        return _decoder(source, checkpoint.spec, names)
+
+
+def account(stored: dict[str, StoredTensor], spec: DecoderSpec, *, names: Names) -> str:
+    """The prefix that the checkpoint's names have, once each name, shape and dtype is found to be what `spec` needs.
+
+    Raises:
+        ModelError: one is not; the message names the tensors.
+    """
+    embedding = f"{names.embedding}.weight"
+    prefix = next((prefix for prefix in names.prefixes if prefix + embedding in stored), names.prefixes[0])
+    head = f"{names.head}.weight"
+    expected = {prefix + name: shape for name, shape in parameter_shapes(spec, names).items()}
+    expected |= {} if spec.tied and head not in stored else {head: (spec.vocab, spec.hidden)}
+    unused = [re.compile(re.escape(prefix) + pattern) for pattern in names.ignorable]
+    extra = [name for name in stored.keys() - expected.keys() if not any(p.fullmatch(name) for p in unused)]
+    _refuse_names("the checkpoint lacks", expected.keys() - stored.keys(), "it is incomplete, or config.json is wrong")
+    _refuse_names(
+        "the checkpoint has unknown tensors", extra, "Penstock would ignore what config.json does not ask for"
+    )
+    for name, shape in expected.items():
+        tensor = stored[name]
+        if tensor.shape != shape:
+            raise ModelError(f"{name} is {list(tensor.shape)}, and config.json asks for {list(shape)}")
+        if tensor.dtype not in DTYPES:
+            raise ModelError(f"{name} is stored as {tensor.dtype}; Penstock loads {', '.join(DTYPES)}")
+    return prefix
+
+
+def _refuse_names(what: str, found: Any, why: str) -> None:
+    names = sorted(found)
+    if names:
+        more = f" and {len(names) - SHOWN_NAMES} more" if len(names) > SHOWN_NAMES else ""
+        raise ModelError(f"{what}: {', '.join(names[:SHOWN_NAMES])}{more}; {why}")
+
+
+@contextmanager
+def _opened(files: set[Path]) -> Iterator[dict[Path, Any]]:
+    with ExitStack() as stack:
+        try:
+            yield {file: stack.enter_context(safe_open(file, framework="pt")) for file in files}
+        except SafetensorError as error:
+            raise ModelError(f"a safetensors file cannot be read: {error}; download the checkpoint again") from error
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """Stored tensors, and where and as what their copies go."""
+
+    files: dict[Path, Any]
+    stored: dict[str, StoredTensor]
+    prefix: str
+    device: torch.device
+    dtype: torch.dtype
+
+    def joined(self, names: list[str], *, transposed: bool = False) -> Tensor:
+        """A new tensor: the named ones, one below the other."""
+        parts = [self._mapped(name).t() if transposed else self._mapped(name) for name in names]
+        whole = torch.empty(
+            sum(part.shape[0] for part in parts), *parts[0].shape[1:], dtype=self.dtype, device=self.device
+        )
+        end = 0
+        for part in parts:
+            start, end = end, end + part.shape[0]
+            whole[start:end].copy_(part)
+        if self.dtype == torch.float16 and not bool(torch.isfinite(whole).all()):
+            raise ModelError(f"{', '.join(names)} has values that float16 cannot hold; use bfloat16 or float32")
+        return whole
+
+    def _mapped(self, name: str) -> Tensor:
+        tensor: Tensor = self.files[self.stored[name].file].get_tensor(name)
+        return tensor
+
+
+def _decoder(source: _Source, spec: DecoderSpec, names: Names) -> DecoderWeights:
+    embedding = source.joined([f"{source.prefix}{names.embedding}.weight"])  # [vocab, hidden]
+    return DecoderWeights(
+        embedding=embedding,
+        layers=tuple(_layer(source, spec, names=names, layer=layer) for layer in range(spec.layers)),
+        final_norm=_norm(source, source.prefix + names.final_norm, bias=spec.norm == "layer"),
+        head=_head(source, spec, names=names, embedding=embedding),
+        positions=source.joined([f"{source.prefix}{names.positions}.weight"]) if spec.positions == "learned" else None,
+    )
+
+
+def _head(source: _Source, spec: DecoderSpec, *, names: Names, embedding: Tensor) -> Weight:
+    name = f"{names.head}.weight"
+    if not spec.tied:
+        return dense(source.joined([name]), shard_axis=0)
+    if name in source.stored and not torch.equal(source.joined([name]), embedding):
+        raise ModelError(
+            f"config.json ties {name} to the embedding, but the checkpoint has another one; set tie_word_embeddings "
+            f"to false to use it, or remove it"
+        )
+    return dense(embedding, shard_axis=0)
+
+
+def _layer(source: _Source, spec: DecoderSpec, *, names: Names, layer: int) -> LayerWeights:
+    start = source.prefix + names.layer.format(layer)
+    layer_norm = spec.norm == "layer"
+
+    def linear(parts: tuple[str, ...], *, bias: bool, shard_axis: int) -> Weight:
+        matrix = source.joined([f"{start}{part}.weight" for part in parts], transposed=names.transposed)
+        vector = source.joined([f"{start}{part}.bias" for part in parts]) if bias else None
+        return dense(matrix, vector, shard_axis=shard_axis)
+
+    return LayerWeights(
+        attention_norm=_norm(source, start + names.attention_norm, bias=layer_norm),
+        qkv=linear(names.qkv, bias=spec.qkv_bias, shard_axis=0),
+        out=linear((names.out,), bias=spec.out_bias, shard_axis=1),
+        mlp_norm=_norm(source, start + names.mlp_norm, bias=layer_norm),
+        gate_up=linear(names.gate_up, bias=spec.mlp_bias, shard_axis=0),
+        down=linear((names.down,), bias=spec.mlp_bias, shard_axis=1),
+        q_norm=_norm(source, start + names.q_norm, bias=False) if spec.qk_norm else None,
+        k_norm=_norm(source, start + names.k_norm, bias=False) if spec.qk_norm else None,
+    )
+
+
+def _norm(source: _Source, name: str, *, bias: bool) -> Norm:
+    return Norm(source.joined([f"{name}.weight"]), source.joined([f"{name}.bias"]) if bias else None)

@@ -1,0 +1,319 @@
+"""Protects the rows: what a config.json means, in both formats, and that nothing in it is ignored."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import pytest
+
+from penstock.errors import ModelError
+from penstock.models.families import FAMILIES, GPT2, LLAMA, QWEN3, family_named, parameter_shapes, read_config
+from penstock.models.spec import DecoderSpec, RopeScaling
+
+Config = dict[str, object]
+
+# As on the hub: Llama 3.2 1B, Llama 2 7B, Qwen3 0.6B (4.x) and GPT-2, which names neither rotary nor KV heads.
+LLAMA32: Config = {
+    "architectures": ["LlamaForCausalLM"],
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "bos_token_id": 128000,
+    "eos_token_id": [128001, 128008, 128009],
+    "head_dim": 64,
+    "hidden_act": "silu",
+    "hidden_size": 2048,
+    "initializer_range": 0.02,
+    "intermediate_size": 8192,
+    "max_position_embeddings": 131072,
+    "mlp_bias": False,
+    "model_type": "llama",
+    "num_attention_heads": 32,
+    "num_hidden_layers": 16,
+    "num_key_value_heads": 8,
+    "pretraining_tp": 1,
+    "rms_norm_eps": 1e-05,
+    "rope_scaling": {
+        "factor": 32.0,
+        "high_freq_factor": 4.0,
+        "low_freq_factor": 1.0,
+        "original_max_position_embeddings": 8192,
+        "rope_type": "llama3",
+    },
+    "rope_theta": 500000.0,
+    "tie_word_embeddings": True,
+    "torch_dtype": "bfloat16",
+    "transformers_version": "4.45.0.dev0",
+    "use_cache": True,
+    "vocab_size": 128256,
+}
+LLAMA2: Config = {
+    "_name_or_path": "meta-llama/Llama-2-7b-hf",
+    "architectures": ["LlamaForCausalLM"],
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "hidden_act": "silu",
+    "hidden_size": 4096,
+    "initializer_range": 0.02,
+    "intermediate_size": 11008,
+    "max_position_embeddings": 4096,
+    "model_type": "llama",
+    "num_attention_heads": 32,
+    "num_hidden_layers": 32,
+    "num_key_value_heads": 32,
+    "pretraining_tp": 1,
+    "rms_norm_eps": 1e-05,
+    "rope_scaling": None,
+    "tie_word_embeddings": False,
+    "torch_dtype": "float16",
+    "transformers_version": "4.31.0.dev0",
+    "use_cache": True,
+    "vocab_size": 32000,
+}
+QWEN3_06B: Config = {
+    "architectures": ["Qwen3ForCausalLM"],
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "bos_token_id": 151643,
+    "eos_token_id": 151645,
+    "head_dim": 128,
+    "hidden_act": "silu",
+    "hidden_size": 1024,
+    "initializer_range": 0.02,
+    "intermediate_size": 3072,
+    "max_position_embeddings": 40960,
+    "max_window_layers": 28,
+    "model_type": "qwen3",
+    "num_attention_heads": 16,
+    "num_hidden_layers": 28,
+    "num_key_value_heads": 8,
+    "rms_norm_eps": 1e-06,
+    "rope_scaling": None,
+    "rope_theta": 1000000,
+    "sliding_window": None,
+    "tie_word_embeddings": True,
+    "torch_dtype": "bfloat16",
+    "transformers_version": "4.51.0",
+    "use_cache": True,
+    "use_sliding_window": False,
+    "vocab_size": 151936,
+}
+GPT2_SMALL: Config = {
+    "activation_function": "gelu_new",
+    "architectures": ["GPT2LMHeadModel"],
+    "attn_pdrop": 0.1,
+    "bos_token_id": 50256,
+    "embd_pdrop": 0.1,
+    "eos_token_id": 50256,
+    "initializer_range": 0.02,
+    "layer_norm_epsilon": 1e-05,
+    "model_type": "gpt2",
+    "n_ctx": 1024,
+    "n_embd": 768,
+    "n_head": 12,
+    "n_layer": 12,
+    "n_positions": 1024,
+    "resid_pdrop": 0.1,
+    "summary_activation": None,
+    "summary_first_dropout": 0.1,
+    "summary_proj_to_labels": True,
+    "summary_type": "cls_index",
+    "summary_use_proj": True,
+    "task_specific_params": {"text-generation": {"do_sample": True, "max_length": 50}},
+    "vocab_size": 50257,
+}
+
+LLAMA32_SPEC = DecoderSpec(
+    vocab=128256,
+    hidden=2048,
+    layers=16,
+    heads=32,
+    kv_heads=8,
+    head_dim=64,
+    mlp_width=8192,
+    context_tokens=131072,
+    norm="rms",
+    norm_eps=1e-5,
+    positions="rotary",
+    mlp="swiglu",
+    rope_theta=500000.0,
+    rope_scaling=RopeScaling(32.0, 1.0, 4.0, 8192),
+    tied=True,
+)
+
+
+def changed(config: Mapping[str, object], **fields: object) -> Config:
+    return {**config, **fields}
+
+
+def without(config: Mapping[str, object], *keys: str) -> Config:
+    return {key: value for key, value in config.items() if key not in keys}
+
+
+def test_llama_32() -> None:
+    assert read_config(LLAMA32) == (LLAMA, LLAMA32_SPEC)
+
+
+def test_llama_2() -> None:
+    spec = read_config(LLAMA2).spec
+    assert (spec.head_dim, spec.kv_heads, spec.rope_theta, spec.rope_scaling) == (128, 32, 10000.0, None)
+    assert (spec.tied, spec.qkv_bias, spec.out_bias, spec.mlp_bias, spec.qk_norm) == (False,) * 5
+
+
+def test_qwen3() -> None:
+    family, spec = read_config(QWEN3_06B)
+    assert family == QWEN3
+    assert (spec.qk_norm, spec.tied, spec.head_dim, spec.rope_theta) == (True, True, 128, 1000000.0)
+
+
+def test_gpt2() -> None:
+    family, spec = read_config(GPT2_SMALL)
+    assert family == GPT2
+    assert spec == DecoderSpec(
+        vocab=50257,
+        hidden=768,
+        layers=12,
+        heads=12,
+        kv_heads=12,
+        head_dim=64,
+        mlp_width=3072,
+        context_tokens=1024,
+        norm="layer",
+        norm_eps=1e-5,
+        positions="learned",
+        mlp="gelu_tanh",
+        qkv_bias=True,
+        out_bias=True,
+        mlp_bias=True,
+        tied=True,
+    )
+
+
+def test_format_5_means_the_same_as_format_4() -> None:
+    scaling = LLAMA32["rope_scaling"]
+    assert isinstance(scaling, dict)
+    new = without(LLAMA32, "rope_theta", "rope_scaling", "torch_dtype")
+    new |= {"rope_parameters": {**scaling, "rope_theta": 500000.0}, "dtype": "bfloat16"}
+    assert read_config(new).spec == LLAMA32_SPEC
+    both = {**LLAMA32, **new}
+    assert read_config(both).spec == LLAMA32_SPEC
+
+
+def test_formats_that_disagree_are_refused() -> None:
+    other = {"rope_type": "default", "rope_theta": 10000.0}
+    for config in (changed(LLAMA32, rope_parameters=other), changed(LLAMA2, rope_theta=5.0, rope_parameters=other)):
+        with pytest.raises(ModelError, match=r"says two things about rotary positions: .*; make .* agree"):
+            read_config(config)
+
+
+def test_an_old_rope_type_key_and_a_default_original_length_are_read() -> None:
+    scaling = {"type": "llama3", "factor": 2, "low_freq_factor": 1, "high_freq_factor": 4}
+    assert read_config(changed(LLAMA2, rope_scaling=scaling)).spec.rope_scaling == RopeScaling(2.0, 1.0, 4.0, 4096)
+
+
+@pytest.mark.parametrize(
+    ("fields", "problem"),
+    [
+        ({"architectures": ["MistralForCausalLM"], "model_type": "mistral"}, r"\['MistralForCausalLM'\]"),
+        ({"architectures": ["LlamaForSequenceClassification"]}, "LlamaForSequenceClassification"),
+        ({"model_type": "qwen3"}, "model_type 'qwen3'"),
+        ({"architectures": ["LlamaForCausalLM", "Other"]}, "Other"),
+        ({"hidden_act": "gelu"}, "hidden_act = 'gelu'.*can be 'silu' or 'swish'"),
+        ({"quantization_config": {"quant_method": "gptq"}}, "quantization_config = {'quant_method': 'gptq'}"),
+        ({"sliding_window": 4096}, "sliding_window = 4096.*can be absent"),
+        ({"use_sliding_window": True}, "use_sliding_window = True"),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types"),
+        ({"partial_rotary_factor": 0.5}, r"partial_rotary_factor = 0\.5"),
+        ({"pruned_heads": {"0": [1]}}, "pruned_heads"),
+        ({"is_encoder_decoder": True}, "is_encoder_decoder = True"),
+        ({"attention_multiplier": 0.1}, r"does not know: attention_multiplier = 0\.1"),
+        ({"logits_soft_cap": 30.0, "embedding_multiplier": 12}, r"logits_soft_cap = 30\.0, embedding_multiplier = 12"),
+        ({"auto_map": {"AutoModel": "code.Model"}}, "auto_map"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope_type = 'yarn'"),
+        ({"rope_scaling": {"type": "linear", "factor": 4.0}}, "rope_type = 'linear'"),
+        ({"rope_scaling": {"type": "default", "mrope_section": [1, 2]}}, r"mrope_section = \[1, 2\]"),
+        ({"rope_scaling": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "low_freq_factor is None"),
+        ({"rope_scaling": "llama3"}, "must be an object"),
+        ({"rope_theta": -1.0}, r"rope_theta is -1\.0; it must be a number above 0"),
+        ({"vocab_size": 0}, "vocab_size is 0; it must be a whole number of at least 1"),
+        ({"hidden_size": "4096"}, "hidden_size is '4096'"),
+        ({"num_hidden_layers": None}, "num_hidden_layers is None"),
+        ({"num_key_value_heads": 5}, "32 attention heads cannot share 5"),
+        ({"head_dim": 65}, "head_dim is 65; rotary positions need an even number"),
+        ({"attention_bias": "yes"}, "attention_bias is 'yes'; it must be true or false"),
+        ({"rms_norm_eps": 0}, "rms_norm_eps is 0"),
+    ],
+)
+def test_what_penstock_lacks_is_refused_by_name(fields: Config, problem: str) -> None:
+    with pytest.raises(ModelError, match=problem):
+        read_config(changed(LLAMA2, **fields))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("scale_attn_by_inverse_layer_idx", True),
+        ("scale_attn_weights", False),
+        ("reorder_and_upcast_attn", True),
+        ("activation_function", "relu"),
+        ("add_cross_attention", True),
+        ("rope_theta", 10000.0),
+    ],
+)
+def test_what_penstock_lacks_of_gpt2_is_refused_by_name(field: str, value: object) -> None:
+    with pytest.raises(ModelError, match=field):
+        read_config(changed(GPT2_SMALL, **{field: value}))
+
+
+def test_values_that_ask_for_nothing_are_fine() -> None:
+    plain: Config = {
+        "use_sliding_window": False,
+        "sliding_window": None,
+        "partial_rotary_factor": 1.0,
+        "pruned_heads": {},
+    }
+    assert read_config(changed(LLAMA2, **plain)).spec == read_config(LLAMA2).spec
+    layers: Config = {"layer_types": ["full_attention"] * 28, "sliding_window": 4096}
+    assert read_config(changed(QWEN3_06B, **layers)).spec == read_config(QWEN3_06B).spec
+    with pytest.raises(ModelError, match="use_sliding_window"):
+        read_config(changed(QWEN3_06B, use_sliding_window=True, sliding_window=4096))
+
+
+def test_biases_of_attention_are_on_both_sides_of_it() -> None:
+    llama = read_config(changed(LLAMA2, attention_bias=True, mlp_bias=True)).spec
+    assert (llama.qkv_bias, llama.out_bias, llama.mlp_bias) == (True, True, True)
+    qwen = read_config(changed(QWEN3_06B, attention_bias=True)).spec
+    assert (qwen.qkv_bias, qwen.out_bias, qwen.mlp_bias) == (True, True, False)
+
+
+def test_rows_are_found_by_name() -> None:
+    assert [family_named(family.model_type) for family in FAMILIES] == list(FAMILIES)
+    assert read_config(without(LLAMA2, "architectures")).family == LLAMA
+
+
+def test_the_tensors_of_a_checkpoint_follow_from_its_spec() -> None:
+    spec = replace(read_config(QWEN3_06B).spec, layers=1, qkv_bias=True)
+    assert parameter_shapes(spec, QWEN3.names) == {
+        "embed_tokens.weight": (151936, 1024),
+        "layers.0.self_attn.q_proj.weight": (2048, 1024),
+        "layers.0.self_attn.q_proj.bias": (2048,),
+        "layers.0.self_attn.k_proj.weight": (1024, 1024),
+        "layers.0.self_attn.k_proj.bias": (1024,),
+        "layers.0.self_attn.v_proj.weight": (1024, 1024),
+        "layers.0.self_attn.v_proj.bias": (1024,),
+        "layers.0.self_attn.o_proj.weight": (1024, 2048),
+        "layers.0.mlp.gate_proj.weight": (3072, 1024),
+        "layers.0.mlp.up_proj.weight": (3072, 1024),
+        "layers.0.mlp.down_proj.weight": (1024, 3072),
+        "layers.0.input_layernorm.weight": (1024,),
+        "layers.0.post_attention_layernorm.weight": (1024,),
+        "layers.0.self_attn.q_norm.weight": (128,),
+        "layers.0.self_attn.k_norm.weight": (128,),
+        "norm.weight": (1024,),
+    }
+    gpt2 = parameter_shapes(replace(read_config(GPT2_SMALL).spec, layers=1), GPT2.names)
+    assert gpt2["wpe.weight"] == (1024, 768)
+    assert gpt2["h.0.attn.c_attn.weight"] == (768, 2304)
+    assert gpt2["h.0.mlp.c_proj.weight"] == (3072, 768)
+    assert gpt2["ln_f.bias"] == (768,)

@@ -1,0 +1,299 @@
+"""Protects what the models compute: the same logits and greedy tokens as transformers, feature by feature, in float32.
+
+Each case is a random checkpoint that transformers itself writes, read in its own config format and in that of 4.x.
+For every field of `DecoderSpec`, a case has a value there that shows, and a test that it does.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from penstock.checkpoint import Checkpoint, find_checkpoint
+from penstock.config import EngineConfig
+from penstock.engine import Finished, open_engine
+from penstock.errors import ModelError
+from penstock.executor import TorchExecutor
+from penstock.kernels.table import select
+from penstock.kv import KVCache
+from penstock.models.decoder import Decoder, StepTensors
+from penstock.models.load import load_weights
+from penstock.models.spec import DecoderSpec
+from penstock.request import Request, SamplingParams, TokenSpan
+from penstock.step import Chunk
+from penstock.weights import DecoderWeights, dense
+from tests.checkpoints import CONTEXT, LLAMA3_ROPE, VOCABULARY, as_format_4, tokenizer_json, write_json
+from tests.models import last, plan
+
+pytestmark = pytest.mark.torch
+
+TOLERANCE = 1e-4  # of the largest logit
+OUTPUT_TOKENS = 64
+SHARED = 33
+LENGTHS = (34, 40, 97, 150)
+
+ROTARY: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": CONTEXT,
+    "rms_norm_eps": 0.02,
+}
+LEARNED: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "n_embd": 64,
+    "n_layer": 3,
+    "n_head": 4,
+    "n_positions": CONTEXT,
+    "layer_norm_epsilon": 0.02,
+}
+BIASED = {**ROTARY, "attention_bias": True, "mlp_bias": True}
+LLAMA3 = {**ROTARY, "rope_parameters": {**LLAMA3_ROPE, "rope_theta": 500000.0}, "tie_word_embeddings": True}
+QWEN3 = {**ROTARY, "head_dim": 24, "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}
+
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama2": ("Llama", {**ROTARY, "num_key_value_heads": 4}),
+    "llama3": ("Llama", LLAMA3),
+    "llama biases": ("Llama", BIASED),
+    "llama wide heads": ("Llama", {**ROTARY, "head_dim": 32, "num_key_value_heads": 1}),
+    "qwen3": ("Qwen3", QWEN3),
+    "qwen3 tied biases": ("Qwen3", {**QWEN3, "attention_bias": True, "tie_word_embeddings": True}),
+    "gpt2": ("GPT2", LEARNED),
+    "gpt2 untied wide": ("GPT2", {**LEARNED, "n_inner": 80, "tie_word_embeddings": False}),
+}
+
+
+@dataclass(frozen=True)
+class Written:
+    """A checkpoint, and the model that transformers reads from it."""
+
+    folder: Path
+    theirs: Any
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        return find_checkpoint(str(self.folder))
+
+    def logits(self, tokens: list[int]) -> Tensor:
+        with torch.inference_mode():
+            result: Tensor = self.theirs(torch.tensor([tokens])).logits[0]
+        return result
+
+    def greedy(self, tokens: list[int]) -> list[int]:
+        ids = list(tokens)
+        for _ in range(OUTPUT_TOKENS):
+            ids.append(int(self.logits(ids)[-1].argmax()))
+        return ids[len(tokens) :]
+
+
+Case = Callable[[str], Written]
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
+    """Writes each case once."""
+    written: dict[str, Written] = {}
+
+    def find(name: str) -> Written:
+        if name not in written:
+            written[name] = write(tmp_path_factory.mktemp("model"), *CASES[name])
+        return written[name]
+
+    return find
+
+
+def write(folder: Path, family: str, settings: dict[str, Any]) -> Written:
+    import transformers
+
+    model = getattr(transformers, {"GPT2": "GPT2LMHeadModel"}.get(family, f"{family}ForCausalLM"))
+    config = getattr(transformers, f"{family}Config")(**settings)
+    torch.manual_seed(0)
+    theirs = model(config).eval()
+    with torch.no_grad():
+        for name, parameter in theirs.named_parameters():
+            randomize(name, parameter)
+    theirs.save_pretrained(folder)
+    (folder / "tokenizer.json").write_text(tokenizer_json(), encoding="utf-8")
+    return Written(folder, model.from_pretrained(folder, dtype=torch.float32).eval())
+
+
+def randomize(name: str, parameter: Tensor) -> None:
+    if parameter.dim() == 2:
+        table = any(part in name for part in ("embed", "wte", "wpe"))
+        parameter.normal_(std=1.0 if table else min(parameter.shape) ** -0.5)
+    else:
+        parameter.normal_(mean=0.0 if name.endswith("bias") else 1.0, std=0.3)
+
+
+def in_format_4(written: Written, folder: Path) -> Written:
+    for file in written.folder.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    config = as_format_4(json.loads((folder / "config.json").read_text()))
+    write_json(folder / "config.json", config)
+    return Written(folder, written.theirs)
+
+
+class RecordingDecoder(Decoder):
+    """Keeps the logits of its last step."""
+
+    logits: Tensor
+
+    def forward(self, step: StepTensors, cache: KVCache) -> Tensor:
+        self.logits = super().forward(step, cache)
+        return self.logits
+
+
+def our_logits(spec: DecoderSpec, weights: DecoderWeights, tokens: list[int], *, chunk_tokens: int) -> Tensor:
+    """The logits of every position, computed in chunks of at most that many tokens."""
+    num_blocks = -(-len(tokens) // 16)
+    cache = KVCache(spec, num_blocks=num_blocks, block_tokens=16, dtype=torch.float32, device="cpu")
+    decoder = RecordingDecoder(spec, weights, select("cpu").kernels)
+    executor = TorchExecutor(decoder, cache, device="cpu")
+    found = []
+    for step, start in enumerate(range(0, len(tokens), chunk_tokens), start=1):
+        part = tuple(tokens[start : start + chunk_tokens])
+        samples = tuple(sample for offset in range(len(part)) for sample in last(offset))
+        executor.collect(executor.submit(plan(Chunk(1, start, part, (tuple(range(num_blocks)),), samples), step=step)))
+        found.append(decoder.logits.clone())
+    return torch.cat(found)
+
+
+def prompts() -> list[list[int]]:
+    """Of different lengths, the first `SHARED` tokens the same."""
+    draws = torch.randint(0, VOCABULARY, (len(LENGTHS) + 1, max(LENGTHS)), generator=torch.Generator().manual_seed(5))
+    shared, *rest = draws.tolist()
+    return [shared[:SHARED] + own[: length - SHARED] for own, length in zip(rest, LENGTHS, strict=True)]
+
+
+def difference(ours: Tensor, theirs: Tensor) -> float:
+    """The largest difference, as a share of the largest logit."""
+    return float((ours - theirs).abs().max() / theirs.abs().max())
+
+
+def our_greedy(checkpoint: Checkpoint, *, token_budget: int) -> list[list[int]]:
+    """Greedy tokens of all prompts, run together through the engine."""
+    config = EngineConfig("cpu", "float32", kv_memory_bytes=2**24, token_budget=token_budget, max_sequences=8)
+    engine = open_engine(checkpoint, config, decode=str)
+    params = SamplingParams(max_tokens=OUTPUT_TOKENS, temperature=0.0, ignore_eos=True)
+    numbers = [engine.add(Request((TokenSpan(tuple(tokens)),), params)) for tokens in prompts()]
+    done: dict[int, list[int]] = {}
+    while engine.num_unfinished:
+        for event in engine.step():
+            if isinstance(event, Finished):
+                done[event.number] = list(event.answer.completions[0].token_ids)
+    return [done[number] for number in numbers]
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("config_format", ["5", "4"])
+def test_logits_and_greedy_tokens_are_those_of_transformers(
+    case: Case, name: str, config_format: str, tmp_path: Path
+) -> None:
+    written = case(name) if config_format == "5" else in_format_4(case(name), tmp_path)
+    checkpoint = written.checkpoint
+    weights = load_weights(checkpoint, device="cpu", dtype="float32")
+    for tokens in prompts():
+        theirs = written.logits(tokens)
+        for chunk_tokens in (len(tokens), 13):
+            ours = our_logits(checkpoint.spec, weights, tokens, chunk_tokens=chunk_tokens)
+            assert difference(ours, theirs) < TOLERANCE
+    expected = [written.greedy(tokens) for tokens in prompts()]
+    assert our_greedy(checkpoint, token_budget=512) == expected
+    assert our_greedy(checkpoint, token_budget=24) == expected
+
+
+def unlike(written: Written, spec: DecoderSpec, weights: DecoderWeights) -> bool:
+    tokens = prompts()[-1]
+    return difference(our_logits(spec, weights, tokens, chunk_tokens=150), written.logits(tokens)) > 10 * TOLERANCE
+
+
+def up_alone(weights: DecoderWeights) -> DecoderWeights:
+    """The gate left out of each MLP."""
+    layers = []
+    for layer in weights.layers:
+        width = layer.gate_up.shape[0] // 2
+        layers.append(replace(layer, gate_up=dense(layer.gate_up.parts["weight"][width:])))
+    return replace(weights, layers=tuple(layers))
+
+
+def unchanged(weights: DecoderWeights) -> DecoderWeights:
+    return weights
+
+
+# A case whose value shows, and the decoder without it: fields of the spec, and the weights that go with them.
+Weights = Callable[[DecoderWeights], DecoderWeights]
+SWITCHED: dict[str, tuple[str, dict[str, Any], Weights]] = {
+    "rope_theta": ("qwen3", {"rope_theta": 10000.0}, unchanged),
+    "rope_scaling": ("llama3", {"rope_scaling": None}, unchanged),
+    "norm_eps": ("llama2", {"norm_eps": 1e-6}, unchanged),
+    "norm_eps of LayerNorm": ("gpt2", {"norm_eps": 1e-5}, unchanged),
+    "norm": ("gpt2", {"norm": "rms"}, unchanged),
+    "positions (learned)": ("gpt2", {"positions": "rotary"}, lambda weights: replace(weights, positions=None)),
+    "positions (rotary)": ("llama2", {"positions": "learned"}, unchanged),
+    "mlp": ("llama2", {"mlp": "gelu_tanh"}, up_alone),
+}
+
+
+@pytest.mark.parametrize("feature", SWITCHED)
+def test_logits_show_that_a_field_of_the_spec_is_wrong(case: Case, feature: str) -> None:
+    name, changes, change = SWITCHED[feature]
+    written = case(name)
+    weights = load_weights(written.checkpoint, device="cpu", dtype="float32")
+    assert not unlike(written, written.checkpoint.spec, weights)
+    assert unlike(written, replace(written.checkpoint.spec, **changes), change(weights))
+
+
+# Fields that say which tensors there are: a case, and what the names of those tensors have in them.
+STORED: dict[str, tuple[str, tuple[str, ...]]] = {
+    "qkv_bias": ("llama biases", ("q_proj.bias", "k_proj.bias", "v_proj.bias")),
+    "out_bias": ("llama biases", ("o_proj.bias",)),
+    "mlp_bias": ("llama biases", ("gate_proj.bias", "up_proj.bias", "down_proj.bias")),
+    "qk_norm": ("qwen3", ("q_norm.weight", "k_norm.weight")),
+}
+STORED_GPT2: dict[str, tuple[str, tuple[str, ...]]] = {
+    "qkv_bias": ("gpt2", ("c_attn.bias",)),
+    "out_bias": ("gpt2", ("attn.c_proj.bias",)),
+    "mlp_bias": ("gpt2", ("c_fc.bias", "mlp.c_proj.bias")),
+}
+
+
+@pytest.mark.parametrize(("field", "rows"), [(f, STORED) for f in STORED] + [(f, STORED_GPT2) for f in STORED_GPT2])
+def test_a_field_that_is_off_is_refused_or_else_shows_in_the_logits(
+    case: Case, field: str, rows: dict[str, tuple[str, tuple[str, ...]]], tmp_path: Path
+) -> None:
+    name, parts = rows[field]
+    written = case(name)
+    changes: dict[str, Any] = {field: False}
+    off = replace(written.checkpoint, spec=replace(written.checkpoint.spec, **changes))
+    with pytest.raises(ModelError, match="unknown tensors"):
+        load_weights(off, device="cpu", dtype="float32")
+    tensors = load_file(written.folder / "model.safetensors")
+    save_file({k: v for k, v in tensors.items() if not k.endswith(parts)}, tmp_path / "model.safetensors")
+    weights = load_weights(replace(off, folder=tmp_path), device="cpu", dtype="float32")
+    assert unlike(written, off.spec, weights)
+
+
+@pytest.mark.parametrize(("name", "problem"), [("llama2", "config.json ties"), ("llama3", "lacks: lm_head.weight")])
+def test_a_head_that_is_tied_or_not_against_the_checkpoint_is_refused(case: Case, name: str, problem: str) -> None:
+    checkpoint = case(name).checkpoint
+    wrong = replace(checkpoint, spec=replace(checkpoint.spec, tied=not checkpoint.spec.tied))
+    with pytest.raises(ModelError, match=problem):
+        load_weights(wrong, device="cpu", dtype="float32")
+
+
+def test_every_field_of_the_spec_is_covered() -> None:
+    covered = {field for _, changes, _ in SWITCHED.values() for field in changes} | STORED.keys() | {"tied"}
+    sizes = {"vocab", "hidden", "layers", "heads", "kv_heads", "head_dim", "mlp_width", "context_tokens"}
+    assert {field.name for field in fields(DecoderSpec)} == covered | sizes
