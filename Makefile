@@ -11,6 +11,11 @@ $(READY): pyproject.toml constraints.txt
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $(READY)
 
+demo: $(READY)
+	mkdir -p demo-out
+	$(VENV)/bin/penstock run demo/requests.jsonl -o demo-out/answers.jsonl --model demo
+	$(VENV)/bin/python demo/score.py demo-out/answers.jsonl
+
 test: $(READY)
 	$(VENV)/bin/python -m pytest
 

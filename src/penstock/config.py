@@ -8,7 +8,6 @@ each value carries its source, so that nothing is chosen silently.
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -192,7 +191,9 @@ def _refuse_unknown(environment: Mapping[str, str]) -> None:
     known = [variable(setting) for setting in _PARSERS]
     for name in sorted(environment):
         if name.startswith(PREFIX) and name not in known:
-            close = difflib.get_close_matches(name, known, 1)
+            import difflib  # takes longer to import than all the rest of this module
+
+            close = difflib.get_close_matches(name, known, 1, cutoff=0.85)
             hint = f"did you mean {close[0]}?" if close else f"the settings are {', '.join(known)}"
             raise ConfigError(f"the environment variable {name} is no setting of Penstock; {hint}")
 
@@ -294,8 +295,9 @@ def _free_bytes() -> int:
     free = int(found[1]) * 1024 if found else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
     for folder in _cgroups():
         limit, used = _first_line(folder / "memory.max") or "max", _first_line(folder / "memory.current") or "0"
-        if limit.isdigit() and used.isdigit():
-            free = min(free, max(0, int(limit) - int(used)))
+        cache = (_first_line(folder / "memory.stat", starting="inactive_file ") or "0").split()[-1]
+        if limit.isdigit() and used.isdigit() and cache.isdigit():
+            free = min(free, max(0, int(limit) - int(used) + int(cache)))  # the cache of files gives way
     return free
 
 

@@ -144,14 +144,14 @@ class Scheduler:
     def _admit(self, lengths: dict[int, int], budget: int) -> None:
         """Admit waiting sequences in order while they fit, skipping over those that wait for a prefix in flight."""
         skipped: list[Sequence] = []
-        while self.waiting and len(skipped) < LOOKAHEAD:
+        while self.waiting and len(skipped) < LOOKAHEAD and self._reason_to_admit_none(budget) is None:
             sequence = self.waiting[0]
             match = self.tree.match(sequence.request.namespace, sequence.tokens, limit=len(sequence.tokens) - 1)
-            wait = self._reason_to_wait(sequence, match, budget)
+            wait = self._reason_to_wait(sequence, match)
             if wait is Wait.BLOCKS and match.part is not None:
                 match = Match(match.nodes, None)  # the block copied from would be one too many
-                wait = self._reason_to_wait(sequence, match, budget)
-            if wait is not None and wait is not Wait.PREFIX_IN_FLIGHT:
+                wait = self._reason_to_wait(sequence, match)
+            if wait is Wait.BLOCKS:
                 break
             self.waiting.popleft()
             if wait is Wait.PREFIX_IN_FLIGHT:
@@ -160,16 +160,15 @@ class Scheduler:
             budget -= self._start(sequence, match, budget, lengths)
         self.waiting.extendleft(reversed(skipped))
 
-    def _reason_to_wait(self, sequence: Sequence, match: Match, budget: int) -> Wait | None:
+    def _reason_to_admit_none(self, budget: int) -> Wait | None:
         if budget <= 0:
             return Wait.TOKEN_BUDGET
-        if len(self.running) >= min(self.max_sequences, self.token_budget):
-            return Wait.SEQUENCES
+        return Wait.SEQUENCES if len(self.running) >= min(self.max_sequences, self.token_budget) else None
+
+    def _reason_to_wait(self, sequence: Sequence, match: Match) -> Wait | None:
         if self._prefix_in_flight(sequence, match):
             return Wait.PREFIX_IN_FLIGHT
-        if not self._blocks_fit(sequence, match):
-            return Wait.BLOCKS
-        return None
+        return None if self._blocks_fit(sequence, match) else Wait.BLOCKS
 
     def _prefix_in_flight(self, sequence: Sequence, match: Match) -> bool:
         """Whether a running sequence is about to compute a block more of this one's beginning than can be matched."""

@@ -1,0 +1,116 @@
+"""From a model's name to an engine that can take rows.
+
+Owns the order of it: find the checkpoint (cheap, no torch), then resolve the settings, open the tokenizer and load.
+Knows nothing of jobs: it gives the runner what `Model` and `Loaded` name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from penstock.config import Choice, EngineConfig, Settings, read_machine, resolve, wait_passively
+from penstock.engine import EngineStats, Event, open_engine
+from penstock.intake import Intake
+from penstock.protocol import BatchRow
+from penstock.request import Request
+
+if TYPE_CHECKING:
+    from penstock.checkpoint import Checkpoint
+
+UNFINISHED_PER_SEQUENCE = 2  # requests waiting in the engine, so that a sequence that ends is replaced at once
+
+
+class RowEngine(Protocol):
+    """What a job asks of an engine (see `engine.Engine`)."""
+
+    def add(self, request: Request) -> int:
+        """Queue a request; gives its number."""
+
+    def step(self) -> list[Event]:
+        """Run one step; what happened."""
+
+    def stats(self) -> EngineStats:
+        """Counts, state, and what the answers rest on."""
+
+    @property
+    def num_unfinished(self) -> int:
+        """Requests that are neither finished nor failed."""
+
+
+class Loaded(NamedTuple):
+    """An engine and what is needed to feed it; `at_once` requests keep it busy."""
+
+    engine: RowEngine
+    request: Callable[[BatchRow], Request]
+    token_text: Callable[[int], str]
+    at_once: int
+
+
+class Model(Protocol):
+    """A model that was found and not loaded yet."""
+
+    @property
+    def name(self) -> str:
+        """The name that answers carry where a row names no model."""
+
+    @property
+    def fingerprint(self) -> str:
+        """What its answers depend on, hashed."""
+
+    def resolve(self) -> tuple[Choice, ...]:
+        """Choose every setting that was left open, once."""
+
+    def load(self, job_seed: int) -> Loaded:
+        """Load it, with the settings as resolved."""
+
+
+class CheckpointModel:
+    """A checkpoint and the settings to run it with."""
+
+    def __init__(self, checkpoint: Checkpoint, settings: Settings) -> None:
+        self._checkpoint = checkpoint
+        self._settings = settings
+        self._config: EngineConfig | None = None
+        self.name = checkpoint.name
+        self.fingerprint = checkpoint.fingerprint
+
+    def resolve(self) -> tuple[Choice, ...]:
+        """Choose every setting that was left open, once."""
+        found = self._checkpoint
+        machine = read_machine(cuda_free_bytes=_cuda_free_bytes(self._settings.device))
+        resolved = resolve(self._settings, machine=machine, spec=found.spec, stored_dtype=found.dtype)
+        self._config = resolved.config
+        seed = Choice("seed", str(self._settings.seed or 0), self._settings.sources.get("seed", "default"))
+        return (*resolved.choices, seed)
+
+    def load(self, job_seed: int) -> Loaded:
+        """Open the tokenizer and load the weights."""
+        from penstock.tokenizer import Tokenizer
+
+        assert self._config is not None, "resolve() comes first"
+        found, config = self._checkpoint, self._config
+        tokenizer = Tokenizer.open(found.folder)
+        intake = Intake(tokenizer, context_tokens=found.spec.context_tokens, job_seed=job_seed, vocab=found.spec.vocab)
+        engine = open_engine(found, config, decode=tokenizer.decode)
+        return Loaded(engine, intake.request, tokenizer.token_text, UNFINISHED_PER_SEQUENCE * config.max_sequences)
+
+
+def find_model(name: str, settings: Settings) -> CheckpointModel:
+    """Find a model's files; nothing is loaded yet.
+
+    Raises:
+        ModelError: there is no such model, or one that cannot be used.
+    """
+    from penstock.checkpoint import find_checkpoint
+
+    return CheckpointModel(find_checkpoint(name), settings)
+
+
+def _cuda_free_bytes(device: str | None) -> int | None:
+    if device == "cpu":
+        return None
+    wait_passively()
+    from penstock.kernels.cuda_memory import cuda_free_bytes  # imports torch
+
+    return cuda_free_bytes()

@@ -1,0 +1,164 @@
+"""The life of a job: refuse what cannot be done, load, compute what is missing, export, sum up.
+
+Owns the order of these. The model, the clock, the signals and what shows progress are passed in.
+Whatever can be refused is refused before the model is loaded, and leaves nothing behind. `loop.py` has the life of a
+row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack, closing
+
+from penstock.errors import Interrupted, Refused, Stopped, StorageFailed
+from penstock.jobs import job as jobs
+from penstock.jobs.export import Export, OutputFile
+from penstock.jobs.job import Job, UnchangedInput
+from penstock.jobs.loading import Loaded, Model
+from penstock.jobs.locks import JobLock
+from penstock.jobs.loop import Loop, Surroundings
+from penstock.jobs.phases import Phase
+from penstock.jobs.progress import Watch
+from penstock.jobs.store import Store
+from penstock.jobs.summary import Outcome, Summary, summarize
+
+FindModel = Callable[[], Model]
+
+
+def run(job: Job, find_model: FindModel, around: Surroundings) -> Summary:
+    """Do what is missing of a job; after any interruption the same call goes on.
+
+    Returns:
+        What was done. Where work had begun and was stopped, `stopped` says why; everything finished is kept.
+
+    Raises:
+        Refused: nothing was done. StorageFailed: nothing was done either, since the disk did not take the job itself.
+    """
+    around.phases.enter(Phase.START_UP)
+    jobs.check_paths(job)
+    with JobLock(job.path) as lock:
+        try:
+            with ExitStack() as opened:
+                return _run_locked(job, find_model, around=around, lock=lock, opened=opened)
+        finally:
+            lock.discard()
+
+
+def _run_locked(job: Job, find_model: FindModel, *, around: Surroundings, lock: JobLock, opened: ExitStack) -> Summary:
+    store = jobs.existing_store(job, lock)
+    if store is not None:
+        opened.callback(store.close)
+    with around.timer.reading():
+        read = UnchangedInput(job.input)
+    model = find_model()
+    identity = jobs.identity_of(job, input_sha256=read.sha256, model_sha256=model.fingerprint)
+    store = jobs.same_or_none(job, store, identity=identity)
+    if store is not None and store.totals().done == store.about().rows:
+        return _finish_again(job, store, around)
+    with around.timer.reading():
+        counted = jobs.census(job.input) if store is None else None
+    loaded = _load(job, model, around)
+    if store is None:
+        assert counted is not None
+        store = jobs.new_store(job, lock, identity=identity, known=jobs.about(job, model.name, counted=counted))
+        opened.callback(store.close)
+    _check_numerics(job, store, loaded=loaded, around=around)
+    store.move(**dict(jobs.relative_paths(job)))
+    with closing(_open_export(job, store)) as export:
+        return _run_loop(job, store, loaded=loaded, export=export, read=read, around=around)
+
+
+def _load(job: Job, model: Model, around: Surroundings) -> Loaded:
+    around.phases.enter(Phase.LOAD)
+    around.watch.choices(model.resolve())
+    return model.load(job.seed)
+
+
+def _check_numerics(job: Job, store: Store, *, loaded: Loaded, around: Surroundings) -> None:
+    accepted = jobs.check_numerics(job, store, numerics=loaded.engine.stats().numerics)
+    if accepted is not None:
+        around.watch.warn(accepted)
+
+
+def _run_loop(
+    job: Job, store: Store, *, loaded: Loaded, export: Export, read: UnchangedInput, around: Surroundings
+) -> Summary:
+    loop = Loop(store, loaded, read=read, export=export, around=around)
+    start = store.totals()
+    if start.done:
+        around.watch.note(f"{start.done} of {store.about().rows} rows were done before; going on with the rest")
+    stats = loaded.engine.stats()
+    store.begin_run(jobs.now(), stats.numerics, row_exact=stats.row_exact)
+    around.timer.ready()
+    around.stop.is_graceful = True
+    stopped: BaseException | None = None
+    try:
+        loop.settle_crashes()
+        loop.run()
+        jobs.check_all_done(job, store)
+        _finish(store, export, around)
+    except (KeyboardInterrupt, Stopped, Refused) as error:
+        _let_go(store, export, around=around, error=error)
+        stopped = error
+    finally:
+        around.stop.is_graceful = False
+        around.watch.close()
+    outcome = Outcome(start, loaded.engine.stats(), _reason(stopped, around), _exit_code(stopped, around))
+    return summarize(job, store, outcome, times=around.timer.times(), watch=around.watch)
+
+
+def _finish(store: Store, export: Export, around: Surroundings) -> None:
+    around.phases.enter(Phase.EXPORT)
+    export.sync()
+    _tell_healed(export, around.watch)
+    around.phases.enter(Phase.COMMIT)
+    store.end_run("finished")
+    around.phases.enter(Phase.DONE)
+
+
+def _let_go(store: Store, export: Export, *, around: Surroundings, error: BaseException) -> None:
+    """End a run early, so that its unfinished rows do not count as crashed."""
+    try:
+        store.rollback()
+        store.end_run("interrupted" if isinstance(error, KeyboardInterrupt | Interrupted) else "stopped")
+        if isinstance(error, Interrupted):
+            export.sync()
+    except StorageFailed as again:
+        around.watch.warn(f"the rows in flight could not be let go, so this counts as one crash of theirs: {again}")
+
+
+def _reason(stopped: BaseException | None, around: Surroundings) -> str | None:
+    if isinstance(stopped, KeyboardInterrupt):
+        return "stopped at once" if around.stop.asked is None else f"stopped at once by {around.stop.asked.name}"
+    return None if stopped is None else str(stopped)
+
+
+def _exit_code(stopped: BaseException | None, around: Surroundings) -> int:
+    if stopped is None:
+        return 0
+    return around.stop.exit_code if isinstance(stopped, KeyboardInterrupt | Interrupted) else 3
+
+
+def _finish_again(job: Job, store: Store, around: Surroundings) -> Summary:
+    """A job that has every result: make sure that its files say the same, without loading the model."""
+    around.timer.ready()
+    around.phases.enter(Phase.EXPORT)
+    store.move(**dict(jobs.relative_paths(job)))
+    with closing(_open_export(job, store)) as export:
+        export.advance()
+        export.sync()
+    _tell_healed(export, around.watch)
+    around.watch.note(f"this job was finished before: all {export.num_rows} rows are in {job.output}")
+    return summarize(job, store, Outcome(store.totals()), times=around.timer.times(), watch=around.watch)
+
+
+def _open_export(job: Job, store: Store) -> Export:
+    return Export(store.results, OutputFile(job.output, required=True), OutputFile(job.errors, required=False))
+
+
+def _tell_healed(export: Export, watch: Watch) -> None:
+    for file in (export.output, export.errors):
+        if file.cut_bytes:
+            watch.warn(
+                f"{file.path}: the {file.cut_bytes} bytes after its first {file.kept_bytes} were not the job's; cut"
+            )
