@@ -2,28 +2,43 @@
 
 Owns the choice, made once at start-up; the ops themselves are in the other files of this folder. Every implementation
 says whether it is row-exact: whether a row's bits are the same whatever else is in the step.
-One idea: a fast kernel is one more row here, beside the reference row that it is tested against.
+One idea: a fast kernel is one more row here, before the reference row that it is tested against.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from penstock.kernels import exact, reference
+from penstock.kernels.native import NOT_ASKED, Native, Opened
 from penstock.kernels.reference import TILE_ROWS, AttentionTiles
 from penstock.weights import Norm, Weight
 
 NUMERICS_VERSION = 1  # counts changes of any op's bits
 
 
-class Linear(Protocol):
-    """x [rows, in] to [rows, out]."""
+class Pack(Protocol):
+    """A dense weight to the format that the device's `linear` and `embed` read."""
 
-    def __call__(self, x: Tensor, weight: Weight) -> Tensor: ...
+    def __call__(self, weight: Weight) -> Weight: ...
+
+
+class Embed(Protocol):
+    """int64 tokens [rows] to their rows of weight [vocab, width]."""
+
+    def __call__(self, tokens: Tensor, weight: Weight) -> Tensor: ...
+
+
+class Linear(Protocol):
+    """x [rows, in] to [rows, out], in x's dtype, or in float32 if `wide`."""
+
+    def __call__(self, x: Tensor, weight: Weight, *, wide: bool = False) -> Tensor: ...
 
 
 class Normalize(Protocol):
@@ -59,6 +74,8 @@ class Unary(Protocol):
 class Kernels(NamedTuple):
     """An implementation of every op."""
 
+    pack: Pack
+    embed: Embed
     linear: Linear
     attention: Attention
     rms_norm: Normalize
@@ -75,21 +92,30 @@ class Implementation:
     """One way to compute an op.
 
     Attributes:
+        function: the op; where `native`, it takes the opened library first.
         row_exact_on: the devices on which a row's bits depend on that row alone.
     """
 
     name: str
-    function: object
+    function: Callable[..., object]
     devices: frozenset[str]
     row_exact_on: frozenset[str]
+    native: bool = False
 
 
 BOTH = frozenset({"cpu", "cuda"})
 CPU = frozenset({"cpu"})
 
+
+def _native(function: Callable[..., object]) -> Implementation:
+    return Implementation("native", function, CPU, CPU, native=True)
+
+
 # The ops that multiply matrices use CUDA's libraries there, which choose kernels by shape and promise no fixed order.
 TABLE: dict[str, tuple[Implementation, ...]] = {
-    "linear": (Implementation("reference", reference.linear, BOTH, CPU),),
+    "pack": (_native(Native.pack), Implementation("reference", reference.pack, BOTH, BOTH)),
+    "embed": (_native(Native.embed), Implementation("reference", reference.embed, BOTH, BOTH)),
+    "linear": (_native(Native.linear), Implementation("reference", reference.linear, BOTH, CPU)),
     "attention": (Implementation("reference", reference.attention, BOTH, CPU),),
     "rms_norm": (Implementation("reference", reference.rms_norm, BOTH, BOTH),),
     "layer_norm": (Implementation("reference", reference.layer_norm, BOTH, BOTH),),
@@ -102,28 +128,35 @@ TABLE: dict[str, tuple[Implementation, ...]] = {
 
 
 class Selection(NamedTuple):
-    """The ops for a device, which implementation each is, and the names of those that are not row-exact."""
+    """The ops for a device, which implementation each is, and the names of those that are not row-exact.
+
+    `why_not_native` is None where the native kernels compute.
+    """
 
     kernels: Kernels
     names: dict[str, str]
     not_row_exact: tuple[str, ...]
+    why_not_native: str | None = None
 
 
-def select(device: str) -> Selection:
-    """The first implementation of each op that runs on the device.
+def select(device: str, opened: Opened = NOT_ASKED) -> Selection:
+    """The first implementation of each op that runs on the device, with the native kernels if they were opened.
 
     Raises:
         KeyError: an op has none; the text is `why_not`'s.
     """
-    chosen = {op: _first(op, device) for op in Kernels._fields}
-    kernels = Kernels(**{op: row.function for op, row in chosen.items()})  # type: ignore[arg-type]
+    native = opened.native if device == "cpu" else None
+    chosen = {op: _first(op, device, native) for op in Kernels._fields}
+    ops = {op: partial(row.function, native) if row.native else row.function for op, row in chosen.items()}
+    names = {op: f"native-{native.isa}" if native and row.native else row.name for op, row in chosen.items()}
     inexact = tuple(op for op, row in chosen.items() if device not in row.row_exact_on)
-    return Selection(kernels, {op: row.name for op, row in chosen.items()}, inexact)
+    reason = opened.why_not if device == "cpu" else f"the native kernels are for the CPU, and this is {device}"
+    return Selection(Kernels(**ops), names, inexact, reason)  # type: ignore[arg-type]
 
 
-def _first(op: str, device: str) -> Implementation:
+def _first(op: str, device: str, native: Native | None) -> Implementation:
     for row in TABLE[op]:
-        if device in row.devices:
+        if device in row.devices and (native is not None or not row.native):
             return row
     raise KeyError(why_not(op, device))
 

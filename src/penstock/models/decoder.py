@@ -43,20 +43,22 @@ class Decoder:
         self.spec = spec
         self._weights = weights
         self._kernels = kernels
-        self._rotary = RotaryTable(spec, device=weights.embedding.device) if spec.positions == "rotary" else None
+        self._rotary = (
+            RotaryTable(spec, device=weights.embedding.parts["weight"].device) if spec.positions == "rotary" else None
+        )
 
     def forward(self, step: StepTensors, cache: KVCache) -> Tensor:
         """Logits of the sampled rows, float32 [samples, vocab]."""
         if self._rotary is not None:
             self._rotary.reserve(step.num_positions)
-        x = self._weights.embedding[step.tokens]  # [rows, hidden]
+        x = self._kernels.embed(step.tokens, self._weights.embedding)  # [rows, hidden]
         if self._weights.positions is not None:
             x = self._kernels.add(x, self._weights.positions[step.positions])
         for number, layer in enumerate(self._weights.layers):
             x = self._kernels.add(x, self._attend(x, layer, number=number, step=step, cache=cache))
             x = self._kernels.add(x, self._mlp(x, layer))
         final = self._norm(x[step.sampled], self._weights.final_norm)
-        return self._kernels.linear(final, self._weights.head).float()
+        return self._kernels.linear(final, self._weights.head, wide=True)
 
     def _attend(self, x: Tensor, layer: LayerWeights, *, number: int, step: StepTensors, cache: KVCache) -> Tensor:
         spec, kernels = self.spec, self._kernels
