@@ -120,9 +120,10 @@ def executor(
     native: Opened = NOT_ASKED,
 ) -> TorchExecutor:
     memory = KVCache(spec, num_blocks=num_blocks, block_tokens=block_tokens, dtype=dtype, device="cpu")
-    kernels = select("cpu", native).kernels
+    selection = select("cpu", native)
+    kernels = selection.kernels
     packed = pack_all(weights or random_weights(spec, dtype=dtype), kernels)
-    return TorchExecutor(Decoder(spec, packed, kernels), memory, device="cpu")
+    return TorchExecutor(Decoder(spec, packed, kernels), memory, device="cpu", query_rows=selection.query_rows)
 
 
 GREEDY = SampleAt(0, uniform=0.0, temperature=0.0, top_k=0, top_p=1.0, min_p=0.0, logprobs=5)

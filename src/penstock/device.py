@@ -52,7 +52,8 @@ def open_device(checkpoint: Checkpoint, config: EngineConfig, *, num_blocks: int
         dtype=weights.dtype,
         device=config.device,
     )
-    executor = TorchExecutor(Decoder(checkpoint.spec, weights, selection.kernels), cache, device=config.device)
+    decoder = Decoder(checkpoint.spec, weights, selection.kernels)
+    executor = TorchExecutor(decoder, cache, device=config.device, query_rows=selection.query_rows)
     why_not = _why_not_exact(selection, config.device)
     if why_not is None:
         with torch.inference_mode():

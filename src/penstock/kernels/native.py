@@ -1,7 +1,7 @@
 """The native kernels for CPUs: finds the library, opens it for an instruction set and threads, calls it with addresses.
 
-Owns the ctypes side of the C interface (`native/library.cpp`) and what must hold before an address is passed: type,
-shape, contiguity. Computes nothing itself. Bits depend on the instruction set, never on the number of threads.
+Owns the ctypes side of the C interface (`native/library.cpp`). Computes nothing itself. Bits depend on the instruction
+set, never on the number of threads.
 One idea: what cannot run has a reason (`Opened.why_not`), and the reference kernels take its place.
 """
 
@@ -15,35 +15,29 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from penstock.weights import Weight
+from penstock.kernels import native_structs as structs
+from penstock.kernels.native_structs import ADDRESS, COUNT, INT, TYPES, Preparation, address
+from penstock.kernels.reference import AttentionTiles, LayerRows
+from penstock.models.spec import DecoderSpec
+from penstock.weights import LayerWeights, Norm, Weight
 
 LIBRARY = Path(__file__).with_name("libpenstock.so")
 ISAS = ("portable", "avx2", "avx512", "avx512_bf16", "amx")  # numbered as in native/isa.h
-TYPES = {torch.float32: 0, torch.bfloat16: 1}  # as in native/ops.h
+QUERY_ROWS = 64  # of an attention tile: they share what it costs to lay out keys and values
 PANEL = 32  # columns that a packed weight is padded to
-
-_address, _count, _int = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
-
-
-class _Product(ctypes.Structure):
-    """`Product` in native/ops.h."""
-
-    _fields_ = [
-        *((name, _address) for name in ("x", "weight", "bias", "out")),
-        *((name, _count) for name in ("rows", "n", "k", "x_stride", "out_stride")),
-        *((name, _int) for name in ("type", "out_type")),
-    ]
-
 
 # Each function's result and arguments.
 _SIGNATURES: dict[str, tuple[type | None, tuple[type, ...]]] = {
-    "penstock_best_isa": (_int, (_int,)),
-    "penstock_open": (_address, (_int, _int)),
-    "penstock_close": (None, (_address,)),
-    "penstock_packed_size": (_count, (_count, _count, _int)),
-    "penstock_pack": (_int, (_address, _address, _address, _count, _count, _int)),
-    "penstock_gather": (_int, (_address, _address, _address, _address, _count, _count, _int)),
-    "penstock_linear": (_int, (_address, _address)),
+    "penstock_best_isa": (INT, (INT,)),
+    "penstock_open": (ADDRESS, (INT, INT)),
+    "penstock_close": (None, (ADDRESS,)),
+    "penstock_packed_size": (COUNT, (COUNT, COUNT, INT)),
+    "penstock_pack": (INT, (ADDRESS, ADDRESS, ADDRESS, COUNT, COUNT, INT)),
+    "penstock_gather": (INT, (ADDRESS, ADDRESS, ADDRESS, ADDRESS, COUNT, COUNT, INT)),
+    "penstock_linear": (INT, (ADDRESS, ADDRESS)),
+    "penstock_prepare": (INT, (ADDRESS, ADDRESS)),
+    "penstock_attention": (INT, (ADDRESS, ADDRESS, COUNT)),
+    "penstock_layer": (INT, (ADDRESS, ADDRESS)),
 }
 
 
@@ -65,8 +59,7 @@ class Native:
         out, inner = weight.shape
         kind = TYPES[matrix.dtype]
         packed = torch.empty(self._library.penstock_packed_size(out, inner, kind), dtype=matrix.dtype)
-        _check_contiguous(matrix)
-        self._call("penstock_pack", matrix.data_ptr(), packed.data_ptr(), out, inner, kind)
+        self._call("penstock_pack", address(matrix), address(packed), out, inner, kind)
         parts = {"weight": packed}
         if "bias" in weight.parts:
             parts["bias"] = torch.zeros(-(-out // PANEL) * PANEL)  # float32, as sums are
@@ -79,30 +72,62 @@ class Native:
         if weight.format == "dense":
             return matrix[tokens]
         out = torch.empty(tokens.shape[0], weight.shape[1], dtype=matrix.dtype)
-        _check_contiguous(tokens)
         if tokens.numel() and not 0 <= int(tokens.min()) <= int(tokens.max()) < weight.shape[0]:
             raise IndexError(f"a token is not in the vocabulary of {weight.shape[0]}")
         kind = TYPES[matrix.dtype]
-        addresses = matrix.data_ptr(), tokens.data_ptr(), out.data_ptr()
+        addresses = address(matrix), address(tokens), address(out)
         self._call("penstock_gather", *addresses, tokens.shape[0], weight.shape[1], kind)
         return out
 
     def linear(self, x: Tensor, weight: Weight, *, wide: bool = False) -> Tensor:
         """x [rows, in] times a packed weight, plus its bias: [rows, out], in the dtype of x or, if `wide`, float32."""
-        matrix, bias = weight.parts["weight"], weight.parts.get("bias")
-        _check_contiguous(x)
-        if weight.format != "packed" or matrix.dtype != x.dtype or x.shape[1] != weight.shape[1]:
-            raise ValueError(
-                f"x is {x.dtype} {list(x.shape)} and the weight {weight.format} {matrix.dtype} {list(weight.shape)}"
-            )
-        (rows, inner), out_width = x.shape, weight.shape[0]
-        out = torch.empty(rows, out_width, dtype=torch.float32 if wide else x.dtype)
-        addresses = x.data_ptr(), matrix.data_ptr(), bias.data_ptr() if bias is not None else None, out.data_ptr()
-        sizes = rows, out_width, inner, inner, out_width
-        if rows:
-            product = _Product(*addresses, *sizes, TYPES[x.dtype], TYPES[out.dtype])
-            self._call("penstock_linear", ctypes.byref(product))
+        if x.shape[1] != weight.shape[1]:
+            raise ValueError(f"x is {list(x.shape)} and the weight {list(weight.shape)}")
+        out = torch.empty(x.shape[0], weight.shape[0], dtype=torch.float32 if wide else x.dtype)
+        made = structs.product(x.shape[0], weight, dtype=x.dtype)
+        made.x, made.out, made.out_type = address(x), address(out), TYPES[out.dtype]
+        if x.shape[0]:
+            self._call("penstock_linear", ctypes.byref(made))
         return out
+
+    def rms_norm(self, x: Tensor, norm: Norm, *, eps: float) -> Tensor:
+        """As reference.rms_norm."""
+        return self._prepare(x, Preparation(structs.RMS_NORM, norm, eps))
+
+    def layer_norm(self, x: Tensor, norm: Norm, *, eps: float) -> Tensor:
+        """As reference.layer_norm."""
+        return self._prepare(x, Preparation(structs.LAYER_NORM, norm, eps))
+
+    def _prepare(self, x: Tensor, first: Preparation) -> Tensor:
+        x, width = x.contiguous(), x.shape[-1]
+        out = torch.empty_like(x)
+        made = structs.Product(x=address(x), out=address(out), rows=x.numel() // width, k=width, type=TYPES[x.dtype])
+        made.x_stride = made.out_stride = width
+        structs.prepare(made, first)
+        if x.numel():
+            self._call("penstock_prepare", ctypes.byref(made))
+        return out
+
+    def attention(self, query: Tensor, keys: Tensor, values: Tensor, *, tiles: tuple[AttentionTiles, ...]) -> Tensor:
+        """As reference.attention."""
+        query = query.contiguous()
+        _, heads, width = query.shape
+        out = torch.empty_like(query)
+        sets = structs.attention_sets(tiles, keys, values, heads=heads, query_stride=heads * width)
+        for made in sets:
+            made.query, made.out = address(query), address(out)
+        self._call("penstock_attention", ctypes.addressof(sets), len(sets))
+        return out
+
+    def layer(
+        self, x: Tensor, weights: LayerWeights, *, spec: DecoderSpec, rows: LayerRows, keys: Tensor, values: Tensor
+    ) -> Tensor:
+        """A whole decoder layer on x [rows, hidden]: the same tensor, changed."""
+        made = structs.layer(x, weights, rows, keys, values, spec=spec)
+        sets = structs.attention_sets(rows.tiles, keys, values, heads=spec.heads, query_stride=weights.qkv.shape[0])
+        made.sets, made.num_sets = ctypes.addressof(sets), len(sets)
+        self._call("penstock_layer", ctypes.byref(made))
+        return x
 
     def _call(self, name: str, *arguments: object) -> None:
         status = getattr(self._library, name)(self._context, *arguments)
@@ -148,8 +173,3 @@ def _load(path: Path) -> ctypes.CDLL:
         function = getattr(library, name)
         function.restype, function.argtypes = result, arguments
     return library
-
-
-def _check_contiguous(x: Tensor) -> None:
-    assert x.is_contiguous(), f"a native kernel was given {list(x.shape)} with strides {x.stride()}"
-    assert x.device.type == "cpu", f"a native kernel was given a tensor on {x.device}"

@@ -117,9 +117,24 @@ class AttentionTiles:
     targets: Tensor
 
 
-def tile_queries(heads: int, kv_heads: int) -> int:
-    """Query positions in a full tile. A tile has at least QUERY_ROWS rows, or one position."""
-    return max(1, QUERY_ROWS * kv_heads // heads)
+@dataclass(frozen=True, slots=True)
+class LayerRows:
+    """Where the rows of a step stand, as a decoder layer needs to know it.
+
+    cosine, sine: float32 [rows, width/2] of their positions, None without rotary embedding; blocks, offsets: int64
+    [rows], where their keys and values go.
+    """
+
+    cosine: Tensor | None
+    sine: Tensor | None
+    blocks: Tensor
+    offsets: Tensor
+    tiles: tuple[AttentionTiles, ...]
+
+
+def tile_queries(heads: int, kv_heads: int, *, rows: int = QUERY_ROWS) -> int:
+    """Query positions in a full tile of `rows` rows, one for each head that shares a key head; at least one."""
+    return max(1, rows * kv_heads // heads)
 
 
 @dataclass(frozen=True, slots=True)

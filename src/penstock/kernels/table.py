@@ -15,10 +15,11 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from penstock.kernels import exact, reference
+from penstock.kernels import exact, native, reference
 from penstock.kernels.native import NOT_ASKED, Native, Opened
-from penstock.kernels.reference import TILE_ROWS, AttentionTiles
-from penstock.weights import Norm, Weight
+from penstock.kernels.reference import QUERY_ROWS, TILE_ROWS, AttentionTiles, LayerRows
+from penstock.models.spec import DecoderSpec
+from penstock.weights import LayerWeights, Norm, Weight
 
 NUMERICS_VERSION = 1  # counts changes of any op's bits
 
@@ -59,6 +60,14 @@ class Attention(Protocol):
     def __call__(self, query: Tensor, keys: Tensor, values: Tensor, *, tiles: tuple[AttentionTiles, ...]) -> Tensor: ...
 
 
+class Layer(Protocol):
+    """A whole decoder layer: x [rows, hidden] to the same shape, x itself perhaps; writes its keys and values."""
+
+    def __call__(
+        self, x: Tensor, weights: LayerWeights, *, spec: DecoderSpec, rows: LayerRows, keys: Tensor, values: Tensor
+    ) -> Tensor: ...
+
+
 class Binary(Protocol):
     """Two tensors of one shape to one."""
 
@@ -72,7 +81,7 @@ class Unary(Protocol):
 
 
 class Kernels(NamedTuple):
-    """An implementation of every op."""
+    """An implementation of every op; `layer` is None where a layer is composed of the others."""
 
     pack: Pack
     embed: Embed
@@ -85,6 +94,7 @@ class Kernels(NamedTuple):
     multiply: Binary
     silu: Unary
     gelu_tanh: Unary
+    layer: Layer | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +107,7 @@ class Implementation:
     """
 
     name: str
-    function: Callable[..., object]
+    function: Callable[..., object] | None
     devices: frozenset[str]
     row_exact_on: frozenset[str]
     native: bool = False
@@ -116,14 +126,24 @@ TABLE: dict[str, tuple[Implementation, ...]] = {
     "pack": (_native(Native.pack), Implementation("reference", reference.pack, BOTH, BOTH)),
     "embed": (_native(Native.embed), Implementation("reference", reference.embed, BOTH, BOTH)),
     "linear": (_native(Native.linear), Implementation("reference", reference.linear, BOTH, CPU)),
-    "attention": (Implementation("reference", reference.attention, BOTH, CPU),),
-    "rms_norm": (Implementation("reference", reference.rms_norm, BOTH, BOTH),),
-    "layer_norm": (Implementation("reference", reference.layer_norm, BOTH, BOTH),),
+    "attention": (
+        _native(Native.attention),
+        Implementation("reference", reference.attention, BOTH, CPU),
+    ),
+    "rms_norm": (
+        _native(Native.rms_norm),
+        Implementation("reference", reference.rms_norm, BOTH, BOTH),
+    ),
+    "layer_norm": (
+        _native(Native.layer_norm),
+        Implementation("reference", reference.layer_norm, BOTH, BOTH),
+    ),
     "rotate": (Implementation("reference", reference.rotate, BOTH, BOTH),),
     "add": (Implementation("reference", reference.add, BOTH, BOTH),),
     "multiply": (Implementation("reference", reference.multiply, BOTH, BOTH),),
     "silu": (Implementation("reference", exact.silu, BOTH, BOTH),),
     "gelu_tanh": (Implementation("reference", exact.gelu_tanh, BOTH, BOTH),),
+    "layer": (_native(Native.layer), Implementation("composed", None, BOTH, BOTH)),
 }
 
 
@@ -138,6 +158,11 @@ class Selection(NamedTuple):
     not_row_exact: tuple[str, ...]
     why_not_native: str | None = None
 
+    @property
+    def query_rows(self) -> int:
+        """Rows of a tile of queries, for which this attention is made."""
+        return QUERY_ROWS if self.why_not_native else native.QUERY_ROWS
+
 
 def select(device: str, opened: Opened = NOT_ASKED) -> Selection:
     """The first implementation of each op that runs on the device, with the native kernels if they were opened.
@@ -145,18 +170,22 @@ def select(device: str, opened: Opened = NOT_ASKED) -> Selection:
     Raises:
         KeyError: an op has none; the text is `why_not`'s.
     """
-    native = opened.native if device == "cpu" else None
-    chosen = {op: _first(op, device, native) for op in Kernels._fields}
-    ops = {op: partial(row.function, native) if row.native else row.function for op, row in chosen.items()}
-    names = {op: f"native-{native.isa}" if native and row.native else row.name for op, row in chosen.items()}
+    library = opened.native if device == "cpu" else None
+    chosen = {op: _first(op, device, library) for op in Kernels._fields}
+    ops = {op: _function(row, library) for op, row in chosen.items()}
+    names = {op: f"native-{library.isa}" if library and row.native else row.name for op, row in chosen.items()}
     inexact = tuple(op for op, row in chosen.items() if device not in row.row_exact_on)
     reason = opened.why_not if device == "cpu" else f"the native kernels are for the CPU, and this is {device}"
     return Selection(Kernels(**ops), names, inexact, reason)  # type: ignore[arg-type]
 
 
-def _first(op: str, device: str, native: Native | None) -> Implementation:
+def _function(row: Implementation, library: Native | None) -> Callable[..., object] | None:
+    return partial(row.function, library) if row.native and row.function is not None else row.function
+
+
+def _first(op: str, device: str, library: Native | None) -> Implementation:
     for row in TABLE[op]:
-        if device in row.devices and (native is not None or not row.native):
+        if device in row.devices and (library is not None or not row.native):
             return row
     raise KeyError(why_not(op, device))
 

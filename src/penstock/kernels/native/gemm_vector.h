@@ -7,6 +7,7 @@
 #include "chunks.h"
 #include "finish.h"
 #include "packing.h"
+#include "rows.h"
 
 namespace penstock {
 namespace {
@@ -17,15 +18,18 @@ constexpr int STRIP = 2 * LANES;                // columns of a block
 // How many rows a block with `left` rows to go has: fewer where fewer are there, so that one row costs one row.
 PENSTOCK_INLINE int64_t block_rows(int64_t left) { return left >= 4 ? MAX_ROWS : left >= 2 ? 3 : 1; }
 
-// Lays rows of x out as float32 [k][block rows], zeros where there is no row.
+// The block that a row belongs to: blocks have MAX_ROWS rows, the last one as many as are worth computing.
+PENSTOCK_INLINE int64_t padded_rows(int64_t rows) {
+    const int64_t whole = rows / MAX_ROWS * MAX_ROWS;
+    return rows == whole ? whole : whole + block_rows(rows - whole);
+}
+
+// Lays a row of x out in its block, float32 [k][block rows], zeros where there is no row.
 template <class T>
-void lay_out(const Product& p, int64_t row, float* to) {
-    const int64_t height = block_rows(p.rows - row);
-    for (int64_t r = 0; r < height; ++r) {
-        const T* x = static_cast<const T*>(p.x) + (row + r) * p.x_stride;
-        const bool there = row + r < p.rows;
-        for (int64_t i = 0; i < p.k; ++i) to[i * height + r] = there ? widen(x[i]) : 0.0F;
-    }
+void lay_out(const T* x, int64_t row, int64_t rows, int64_t k, float* to) {
+    const int64_t first = row / MAX_ROWS * MAX_ROWS, height = block_rows(rows - first);
+    float* place = to + first * k + row - first;
+    for (int64_t i = 0; i < k; ++i) place[i * height] = x ? widen(x[i]) : 0.0F;
 }
 
 // The sums of one strip, as they are carried along K.
@@ -91,7 +95,7 @@ void multiply_block(const Product& p, const float* x, const T* w, int64_t panel,
     if (height == MAX_ROWS) multiply<MAX_ROWS>(x, w, sums, p.k);
     if (height == 3) multiply<3>(x, w, sums, p.k);
     if (height == 1) multiply<1>(x, w, sums, p.k);
-    finish(p, sums, panel, row, at_most(left, height));
+    finish<T>(p, sums, panel, row, at_most(left, height));
 }
 
 template <class T>
@@ -99,7 +103,7 @@ void linear(Context& context, const Product& p) {
     const int64_t panels = ceil_div(p.n, PANEL), blocks = ceil_div(p.rows, MAX_ROWS);
     const int64_t panel_size = packed_size(1, p.k, sizeof(T) == 4 ? FLOAT32 : BFLOAT16), block_size = p.k * MAX_ROWS;
     float* rows = context.rows.reserve_array<float>(static_cast<size_t>(blocks * block_size));
-    context.pool.each(blocks, [&](int64_t b) { lay_out<T>(p, b * MAX_ROWS, rows + b * block_size); });
+    lay_rows<T>(context, p, padded_rows(p.rows), [&](int64_t row, const T* x) { lay_out(x, row, p.rows, p.k, rows); });
     const Chunks chunks(blocks, block_size * 4);
     context.pool.each(chunks.count * panels, [&](int64_t task) {
         const int64_t chunk = task / panels, panel = task % panels;

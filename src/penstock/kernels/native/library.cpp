@@ -4,6 +4,7 @@
 #include <new>
 #include <system_error>
 
+#include "layer.h"
 #include "ops.h"
 #include "packing.h"
 
@@ -76,7 +77,17 @@ PENSTOCK_API int penstock_gather(
 }
 
 PENSTOCK_API int penstock_linear(Context* context, const Product* product) {
-    const Kernels& kernels = context->kernels;
-    const auto kernel = product->type == FLOAT32 ? kernels.linear_float32 : kernels.linear_bfloat16;
-    return guarded(context, [&] { kernel(*context, *product); });
+    return guarded(context, [&] { context->kernels.linear[product->type](*context, *product); });
+}
+
+PENSTOCK_API int penstock_prepare(Context* context, const Product* product) {
+    return guarded(context, [&] { context->kernels.prepare[product->type](*context, *product); });
+}
+
+PENSTOCK_API int penstock_attention(Context* context, const Attention* sets, int64_t count) {
+    return guarded(context, [&] { attend(*context, sets, count); });
+}
+
+PENSTOCK_API int penstock_layer(Context* context, Layer* layer) {
+    return guarded(context, [&] { run_layer(*context, *layer); });
 }

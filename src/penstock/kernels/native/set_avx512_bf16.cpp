@@ -6,6 +6,7 @@
 #include "chunks.h"
 #include "finish.h"
 #include "packing.h"
+#include "rows.h"
 
 namespace penstock {
 namespace {
@@ -14,16 +15,18 @@ constexpr int MAX_ROWS = 12;  // 24 sums, two weights and an x fill the 32 regis
 
 PENSTOCK_INLINE int64_t block_rows(int64_t left) { return left >= 4 ? MAX_ROWS : left >= 2 ? 3 : 1; }
 
-// Lays rows of x out as [k / 2][block rows][2], zeros where there is no row, and behind an odd k.
-void lay_out(const Product& p, int64_t row, uint32_t* to) {
-    const int64_t height = block_rows(p.rows - row), pairs = ceil_div(p.k, 2);
-    for (int64_t r = 0; r < height; ++r) {
-        const uint16_t* x = static_cast<const uint16_t*>(p.x) + (row + r) * p.x_stride;
-        const bool there = row + r < p.rows;
-        for (int64_t i = 0; i < pairs; ++i) {
-            const uint32_t second = there && 2 * i + 1 < p.k ? x[2 * i + 1] : 0;
-            to[i * height + r] = there ? second << 16 | x[2 * i] : 0;
-        }
+PENSTOCK_INLINE int64_t padded_rows(int64_t rows) {
+    const int64_t whole = rows / MAX_ROWS * MAX_ROWS;
+    return rows == whole ? whole : whole + block_rows(rows - whole);
+}
+
+// Lays a row of x out in its block [k / 2][block rows][2], zeros where there is no row, and behind an odd k.
+void lay_out(const uint16_t* x, int64_t row, int64_t rows, int64_t k, uint32_t* to) {
+    const int64_t first = row / MAX_ROWS * MAX_ROWS, height = block_rows(rows - first), pairs = ceil_div(k, 2);
+    uint32_t* place = to + first * pairs + row - first;
+    for (int64_t i = 0; i < pairs; ++i) {
+        const uint32_t second = x && 2 * i + 1 < k ? x[2 * i + 1] : 0;
+        place[i * height] = x ? second << 16 | x[2 * i] : 0;
     }
 }
 
@@ -52,14 +55,16 @@ void multiply_block(const Product& p, const uint32_t* x, const uint16_t* w, int6
     if (height == MAX_ROWS) multiply<MAX_ROWS>(x, w, sums, p.k);
     if (height == 3) multiply<3>(x, w, sums, p.k);
     if (height == 1) multiply<1>(x, w, sums, p.k);
-    finish(p, sums, panel, row, at_most(left, height));
+    finish<uint16_t>(p, sums, panel, row, at_most(left, height));
 }
 
 void linear_bfloat16(Context& context, const Product& p) {
     const int64_t panels = ceil_div(p.n, PANEL), blocks = ceil_div(p.rows, MAX_ROWS);
     const int64_t panel_size = packed_size(1, p.k, BFLOAT16), block_size = ceil_div(p.k, 2) * MAX_ROWS;
     auto* rows = context.rows.reserve_array<uint32_t>(static_cast<size_t>(blocks * block_size));
-    context.pool.each(blocks, [&](int64_t b) { lay_out(p, b * MAX_ROWS, rows + b * block_size); });
+    lay_rows<uint16_t>(context, p, padded_rows(p.rows), [&](int64_t row, const uint16_t* x) {
+        lay_out(x, row, p.rows, p.k, rows);
+    });
     const Chunks chunks(blocks, block_size * 4);
     context.pool.each(chunks.count * panels, [&](int64_t task) {
         const int64_t chunk = task / panels, panel = task % panels;
@@ -73,7 +78,7 @@ void linear_bfloat16(Context& context, const Product& p) {
 
 Kernels avx512_bf16_kernels() {
     Kernels kernels = avx512_kernels();
-    kernels.linear_bfloat16 = linear_bfloat16;
+    kernels.linear[BFLOAT16] = linear_bfloat16;
     return kernels;
 }
 

@@ -76,6 +76,74 @@ PENSTOCK_INLINE void store(uint16_t* to, Vec v) {
     std::memcpy(to, &half, sizeof half);
 }
 
+// The first `count` numbers, zeros behind them; no more is read.
+template <class T>
+PENSTOCK_INLINE Vec load_some(const T* from, int64_t count) {
+    if (count >= LANES) return load(from);
+    T line[LANES] = {};
+    if (count > 0) std::memcpy(line, from, static_cast<size_t>(count) * sizeof(T));
+    return load(line);
+}
+
+PENSTOCK_INLINE IntVec lane_numbers() {
+    IntVec numbers{};
+    for (int i = 0; i < LANES; ++i) numbers[i] = i;
+    return numbers;
+}
+
+// x in the first `count` lanes, zeros behind them.
+PENSTOCK_INLINE Vec splat_some(float x, int64_t count) {
+    return lane_numbers() < static_cast<int32_t>(count) ? splat(x) : Vec{};
+}
+
+template <class T>
+PENSTOCK_INLINE void store_some(T* to, Vec v, int64_t count) {
+    if (count >= LANES) return store(to, v);
+    T line[LANES];
+    store(line, v);
+    std::memcpy(to, line, static_cast<size_t>(count) * sizeof(T));
+}
+
+// A vector as T would hold it.
+template <class T>
+PENSTOCK_INLINE Vec rounded(Vec v) {
+    T line[LANES];
+    store(line, v);
+    return load(line);
+}
+
+// Both by halves, so that the order depends on the width of a vector alone.
+PENSTOCK_INLINE float total(Vec v) {
+    float lane[LANES];
+    store(lane, v);
+    for (int half = LANES / 2; half; half /= 2)
+        for (int i = 0; i < half; ++i) lane[i] += lane[i + half];
+    return lane[0];
+}
+
+PENSTOCK_INLINE float highest(Vec v) {
+    float lane[LANES];
+    store(lane, v);
+    for (int half = LANES / 2; half; half /= 2)
+        for (int i = 0; i < half; ++i) lane[i] = lane[i] > lane[i + half] ? lane[i] : lane[i + half];
+    return lane[0];
+}
+
+// e to the x as in exact.py: the same operations in the same order, so the same bits on every instruction set.
+PENSTOCK_INLINE Vec exp(Vec x) {
+    constexpr float NEAREST = 12582912.0F;  // 1.5 * 2^23: adding it leaves no bits behind the point
+    x = x < -87.0F ? splat(-87.0F) : x;
+    x = x > 88.0F ? splat(88.0F) : x;
+    const Vec n = (x * 1.4426950408889634F + NEAREST) - NEAREST;
+    const Vec r = (x - n * 0.693145751953125F) - n * 1.42860682030941723212e-6F;
+    Vec power = splat(1.0F / 5040);
+    for (const float c : {1.0F / 720, 1.0F / 120, 1.0F / 24, 1.0F / 6, 0.5F, 1.0F, 1.0F}) power = power * r + c;
+    const IntVec exponent = __builtin_convertvector(n, IntVec) + 127;
+    return power * (Vec)(exponent << 23);
+}
+
+PENSTOCK_INLINE Vec sigmoid(Vec x) { return 1.0F / (exp(-x) + 1.0F); }
+
 PENSTOCK_INLINE float widen(float x) { return x; }
 
 PENSTOCK_INLINE float widen(uint16_t x) {
