@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 
 import torch
 from torch import Tensor
 
 from penstock.executor import TorchExecutor
-from penstock.kernels.table import select
+from penstock.kernels.native import ISAS, NOT_ASKED, Opened, open_native
+from penstock.kernels.table import Kernels, select
 from penstock.kv import KVCache
 from penstock.models.decoder import Decoder
 from penstock.models.spec import DecoderSpec
@@ -74,21 +76,54 @@ def random_weights(spec: DecoderSpec, *, dtype: torch.dtype = torch.float32, see
         for _ in range(spec.layers)
     )
     embedding = matrix(spec.vocab, spec.hidden)
+    head = dense(embedding if spec.tied else matrix(spec.vocab, spec.hidden))
     return DecoderWeights(
-        embedding=embedding,
+        embedding=head if spec.tied else dense(embedding),
         layers=layers,
         final_norm=norm(spec.hidden),
-        head=dense(embedding if spec.tied else matrix(spec.vocab, spec.hidden)),
+        head=head,
         positions=matrix(spec.context_tokens, spec.hidden) if spec.positions == "learned" else None,
     )
 
 
+def pack_all(weights: DecoderWeights, kernels: Kernels) -> DecoderWeights:
+    """The same parameters in the format that these kernels read."""
+    pack = kernels.pack
+    layers = tuple(
+        replace(w, qkv=pack(w.qkv), out=pack(w.out), gate_up=pack(w.gate_up), down=pack(w.down)) for w in weights.layers
+    )
+    head = pack(weights.head)
+    embedding = head if weights.embedding is weights.head else weights.embedding
+    return replace(weights, layers=layers, head=head, embedding=embedding)
+
+
+@cache
+def native_isas() -> tuple[str, ...]:
+    """The instruction sets of the native kernels that this machine can run; none where they were not built."""
+    best = open_native(dtype="float32", threads=1).native
+    return ISAS[: ISAS.index(best.isa) + 1] if best else ()
+
+
+@cache
+def opened(name: str, threads: int = 2) -> Opened:
+    """The native kernels capped at an instruction set, one team for all tests; `reference`: none."""
+    return open_native(dtype="float32", threads=threads, max_isa=name)
+
+
 def executor(
-    spec: DecoderSpec, *, dtype: torch.dtype = torch.float32, num_blocks: int = 64, block_tokens: int = 16
+    spec: DecoderSpec,
+    *,
+    dtype: torch.dtype = torch.float32,
+    num_blocks: int = 64,
+    block_tokens: int = 16,
+    weights: DecoderWeights | None = None,
+    native: Opened = NOT_ASKED,
 ) -> TorchExecutor:
-    cache = KVCache(spec, num_blocks=num_blocks, block_tokens=block_tokens, dtype=dtype, device="cpu")
-    decoder = Decoder(spec, random_weights(spec, dtype=dtype), select("cpu").kernels)
-    return TorchExecutor(decoder, cache, device="cpu")
+    memory = KVCache(spec, num_blocks=num_blocks, block_tokens=block_tokens, dtype=dtype, device="cpu")
+    selection = select("cpu", native)
+    kernels = selection.kernels
+    packed = pack_all(weights or random_weights(spec, dtype=dtype), kernels)
+    return TorchExecutor(Decoder(spec, packed, kernels), memory, device="cpu", query_rows=selection.query_rows)
 
 
 GREEDY = SampleAt(0, uniform=0.0, temperature=0.0, top_k=0, top_p=1.0, min_p=0.0, logprobs=5)

@@ -1,7 +1,8 @@
 """Protects promise 3: a row's answer depends on the row alone, to the bit, log-probabilities included.
 
 The same 500 rows, greedy and sampled, are answered alone, together, shuffled, under small and large token budgets,
-with and without shared prefixes, and with so little KV that sequences are preempted. Killed and resumed:
+with and without shared prefixes, and with so little KV that sequences are preempted: on the reference kernels, on the
+native kernels that this machine takes by itself, and, fewer rows, on every instruction set below. Killed and resumed:
 `test_resume.py`.
 """
 
@@ -11,22 +12,23 @@ import random
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
+from typing import NamedTuple
 
 import pytest
 import torch
 
 from penstock.engine import Engine, Finished, Numerics
 from penstock.executor import TorchExecutor
-from penstock.models.spec import DecoderSpec
 from penstock.request import Answer, Namespace, Request, SamplingParams, TokenSpan, stream_key
 from penstock.scheduler import Scheduler
-from tests.models import GPT2, LLAMA, QWEN3, executor
+from tests.models import GPT2, LLAMA, QWEN3, executor, native_isas, opened, random_weights
 
 pytestmark = pytest.mark.torch
 
 NUM_ROWS = 500
 SPECS = {"llama": LLAMA, "qwen3": QWEN3, "gpt2": GPT2}
-DTYPES = [torch.float32, torch.bfloat16]
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+KERNELS = ["reference", *native_isas()[-1:]]
 STYLES = [
     SamplingParams(temperature=0.0, logprobs=3),
     SamplingParams(temperature=1.0, logprobs=1),
@@ -77,75 +79,91 @@ def answer_all(
     return [answers[i] for i in range(len(requests))], engine
 
 
-@cache
-def tensors_of(name: str, dtype: torch.dtype) -> TorchExecutor:
-    return executor(SPECS[name], dtype=dtype, num_blocks=400)
+class Model(NamedTuple):
+    """What answers: kernels by their instruction set, and the dtype."""
+
+    kernels: str
+    dtype: str
+    name: str = "llama"
+
+    def open(self, *, num_blocks: int = 400, block_tokens: int = 16) -> TorchExecutor:
+        return executor(
+            SPECS[self.name],
+            dtype=DTYPES[self.dtype],
+            num_blocks=num_blocks,
+            block_tokens=block_tokens,
+            native=opened(self.kernels),
+        )
 
 
 @cache
-def together(name: str, dtype: torch.dtype) -> list[Answer]:
-    answers, engine = answer_all(rows(), tensors_of(name, dtype))
+def tensors_of(model: Model) -> TorchExecutor:
+    return model.open()
+
+
+@cache
+def together(model: Model) -> list[Answer]:
+    answers, engine = answer_all(rows(), tensors_of(model))
     assert engine.stats().cached_tokens > 5_000
     assert len({c.token_ids for a in answers for c in a.completions}) > 300, "the answers are too alike to tell"
     return answers
 
 
-@pytest.fixture(params=[("llama", dtype) for dtype in DTYPES], ids=["float32", "bfloat16"])
-def model(request: pytest.FixtureRequest) -> tuple[str, torch.dtype]:
-    name, dtype = request.param
-    return name, dtype
+@pytest.fixture(params=[Model(kernels, dtype) for kernels in KERNELS for dtype in DTYPES], ids="-".join)
+def model(request: pytest.FixtureRequest) -> Model:
+    made: Model = request.param
+    return made
 
 
-def test_alone(model: tuple[str, torch.dtype]) -> None:
-    tensors = tensors_of(*model)
-    assert [answer_all([row], tensors)[0][0] for row in rows()] == together(*model)
+def test_alone(model: Model) -> None:
+    tensors = tensors_of(model)
+    assert [answer_all([row], tensors)[0][0] for row in rows()] == together(model)
 
 
-def test_shuffled(model: tuple[str, torch.dtype]) -> None:
+def test_shuffled(model: Model) -> None:
     order = list(range(NUM_ROWS))
     random.Random(5).shuffle(order)
-    answers, _ = answer_all([rows()[i] for i in order], tensors_of(*model))
-    assert answers == [together(*model)[i] for i in order]
+    answers, _ = answer_all([rows()[i] for i in order], tensors_of(model))
+    assert answers == [together(model)[i] for i in order]
 
 
 @pytest.mark.parametrize("token_budget", [32, 2048])
-def test_under_any_token_budget(model: tuple[str, torch.dtype], token_budget: int) -> None:
-    answers, _ = answer_all(rows(), tensors_of(*model), token_budget=token_budget)
-    assert answers == together(*model)
+def test_under_any_token_budget(model: Model, token_budget: int) -> None:
+    answers, _ = answer_all(rows(), tensors_of(model), token_budget=token_budget)
+    assert answers == together(model)
 
 
-def test_without_prefix_hits(model: tuple[str, torch.dtype]) -> None:
+def test_without_prefix_hits(model: Model) -> None:
     salted = [replace(row, namespace=Namespace(salt=str(i))) for i, row in enumerate(rows())]
-    answers, engine = answer_all(salted, tensors_of(*model))
+    answers, engine = answer_all(salted, tensors_of(model))
     most_from_samples = sum(len(row.prompt_tokens) for row in rows() if row.params.n > 1)
     assert engine.stats().cached_tokens <= most_from_samples
-    assert answers == together(*model)
+    assert answers == together(model)
 
 
-def test_with_little_kv(model: tuple[str, torch.dtype]) -> None:
-    name, dtype = model
-    tensors = executor(SPECS[name], dtype=dtype, num_blocks=70, block_tokens=4)
+def test_with_little_kv(model: Model) -> None:
+    tensors = model.open(num_blocks=70, block_tokens=4)
     answers, engine = answer_all(rows(), tensors, num_blocks=70, block_tokens=4)
     assert engine.stats().preemptions > 3
-    assert answers == together(*model)
+    assert answers == together(model)
 
 
-@pytest.mark.parametrize("name", ["qwen3", "gpt2"])
-def test_in_the_other_families(name: str) -> None:
+@pytest.mark.parametrize("kernels", ["reference", *native_isas()])
+@pytest.mark.parametrize("name", SPECS)
+def test_in_every_family_on_every_instruction_set(name: str, kernels: str) -> None:
     some = rows()[::5]
-    tensors = executor(SPECS[name], dtype=torch.bfloat16, num_blocks=400)
-    first, _ = answer_all(some, tensors)
-    small = executor(SPECS[name], dtype=torch.bfloat16, num_blocks=90, block_tokens=4)
+    model = Model(kernels, "bfloat16", name)
+    first, _ = answer_all(some, model.open())
+    small = model.open(num_blocks=90, block_tokens=4)
     backwards, engine = answer_all(some[::-1], small, num_blocks=90, block_tokens=4, token_budget=48)
     assert engine.stats().preemptions > 0
     assert backwards[::-1] == first
 
 
-def test_a_wrong_row_would_be_noticed(model: tuple[str, torch.dtype]) -> None:
+def test_a_wrong_row_would_be_noticed(model: Model) -> None:
     """The comparison is sharp: weights that differ in one element give other log-probabilities."""
-    spec: DecoderSpec = SPECS["llama"]
-    tensors = executor(spec, dtype=model[1], num_blocks=400)
-    matrix = tensors._decoder._weights.layers[0].down.parts["weight"]
-    matrix[0, 0] *= 1.01
+    weights = random_weights(LLAMA, dtype=DTYPES[model.dtype])
+    weights.layers[0].down.parts["weight"][0, 0] *= 1.01
+    tensors = executor(LLAMA, dtype=DTYPES[model.dtype], num_blocks=400, weights=weights, native=opened(model.kernels))
     answers, _ = answer_all(rows()[:50], tensors)
-    assert answers != together(*model)[:50]
+    assert answers != together(model)[:50]

@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from penstock.errors import OutOfMemory
+from penstock.kernels.native import NOT_ASKED, Opened
 from penstock.models.decoder import Decoder
 from penstock.models.spec import DecoderSpec
 from penstock.request import TokenLogprob
 from penstock.step import BlockCopy, Chunk, SampledRef, StepPlan, TierMove
-from tests.models import GPT2, LLAMA, QWEN3, executor, last, plan
+from tests.models import GPT2, LLAMA, QWEN3, executor, last, native_isas, opened, plan, random_weights
 
 pytestmark = pytest.mark.torch
 
@@ -28,20 +29,23 @@ def table(length: int, start: int = 0) -> tuple[tuple[int, ...]]:
     return (tuple(range(start, start + -(-length // 16))),)
 
 
-def run_whole(spec: DecoderSpec, tokens: list[int], dtype: torch.dtype) -> TokenLogprob:
-    engine = executor(spec, dtype=dtype)
+def run_whole(spec: DecoderSpec, tokens: list[int], dtype: torch.dtype, *, native: Opened = NOT_ASKED) -> TokenLogprob:
+    engine = executor(spec, dtype=dtype, native=native)
     chunk = Chunk(1, 0, tuple(tokens), table(len(tokens)), last(len(tokens) - 1))
     return engine.collect(engine.submit(plan(chunk))).chunks[0].sampled[0]
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=["llama", "qwen3", "gpt2"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kernels", ["reference", *native_isas()])
 @pytest.mark.parametrize("cuts", [[1], [16, 32], [128], [5, 6, 7, 130, 257], list(range(1, 300, 13))])
 def test_chunks_of_any_size_beside_any_others_give_the_same_bits(
-    spec: DecoderSpec, dtype: torch.dtype, cuts: list[int]
+    spec: DecoderSpec, dtype: torch.dtype, cuts: list[int], kernels: str
 ) -> None:
+    if kernels != "reference" and dtype == torch.float16:
+        pytest.skip("the native kernels do not compute float16")
     tokens = prompt(300)
-    engine = executor(spec, dtype=dtype)
+    engine = executor(spec, dtype=dtype, native=opened(kernels))
     bounds = [0, *cuts, 300]
     for step, (start, end) in enumerate(itertools.pairwise(bounds), start=1):
         mine = Chunk(1, start, tuple(tokens[start:end]), table(300, 30), last(end - start - 1))
@@ -49,7 +53,7 @@ def test_chunks_of_any_size_beside_any_others_give_the_same_bits(
         chunks = (mine, other) if step % 2 else (other, mine)
         result = engine.collect(engine.submit(plan(*chunks, step=step)))
     drawn = next(c for c in result.chunks if c.sequence == 1).sampled[0]
-    assert drawn == run_whole(spec, tokens, dtype)
+    assert drawn == run_whole(spec, tokens, dtype, native=opened(kernels, threads=1))
 
 
 def test_several_positions_of_one_chunk_can_be_drawn() -> None:
@@ -80,10 +84,11 @@ def test_a_copied_part_of_a_block_serves_as_prefix() -> None:
     assert result.chunks[0].sampled[0] == run_whole(LLAMA, changed, torch.float32)
 
 
-def test_logits_that_are_no_numbers_are_a_problem_of_their_own_row() -> None:
-    engine = executor(LLAMA)
-    weights = engine._decoder._weights
-    weights.embedding[5] = float("nan")
+@pytest.mark.parametrize("kernels", ["reference", *native_isas()])
+def test_logits_that_are_no_numbers_are_a_problem_of_their_own_row(kernels: str) -> None:
+    weights = random_weights(LLAMA)
+    weights.embedding.parts["weight"][5] = float("nan")
+    engine = executor(LLAMA, weights=weights, native=opened(kernels))
     good, bad = [t for t in prompt(20) if t != 5], [5, 6, 7]
     chunks = Chunk(1, 0, tuple(bad), table(3, 50), last(2)), Chunk(2, 0, tuple(good), table(20), last(len(good) - 1))
     result = engine.collect(engine.submit(plan(*chunks)))

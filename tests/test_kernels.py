@@ -58,7 +58,7 @@ def test_linear_agrees_with_torch_and_each_row_stands_alone(
 
 
 def test_a_product_that_is_not_row_exact_is_found() -> None:
-    def careless(x: Tensor, weight: Weight) -> Tensor:
+    def careless(x: Tensor, weight: Weight, *, wide: bool = False) -> Tensor:
         terms = (x[:, None, :] * weight.parts["weight"][None]).unbind(-1)
         return reduce(torch.add, terms if x.shape[0] == 1 else terms[::-1])
 

@@ -24,6 +24,7 @@ T = TypeVar("T")
 PREFIX = "PENSTOCK_"
 DEVICES = ("auto", "cpu", "cuda")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+MAX_ISAS = ("auto", "reference", "portable", "avx2", "avx512", "avx512_bf16", "amx")
 ELEMENT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 MAX_SEED = 2**63 - 1
 
@@ -45,6 +46,8 @@ class EngineConfig:
         token_budget: tokens that one step computes, at most; max_sequences: sequences that run at once, at most.
         block_tokens: token positions in a KV block.
         threads: threads that compute on the CPU; None: as many as torch takes.
+        max_isa: the highest instruction set that the native kernels of the CPU may use; None: the best there is;
+            `reference`: none, PyTorch computes.
     """
 
     device: str
@@ -54,6 +57,7 @@ class EngineConfig:
     max_sequences: int
     block_tokens: int = 16
     threads: int | None = None
+    max_isa: str | None = None
 
 
 class Machine(NamedTuple):
@@ -93,6 +97,7 @@ class Settings:
     token_budget: int | None = None
     max_sequences: int | None = None
     threads: int | None = None
+    max_isa: str | None = None
     seed: int | None = None
     phase_file: str | None = None
     sources: Mapping[str, str] = field(default_factory=dict)
@@ -156,6 +161,7 @@ _PARSERS: dict[str, tuple[str, Callable[[str, str], object]]] = {
     "token-budget": ("token_budget", _whole(1, 2**20)),
     "max-sequences": ("max_sequences", _whole(1, 2**16)),
     "threads": ("threads", _whole(1, 4096)),
+    "max-isa": ("max_isa", _one_of(MAX_ISAS)),
     "seed": ("seed", _whole(0, MAX_SEED)),
     "phase-file": ("phase_file", _text),
 }
@@ -229,8 +235,11 @@ def resolve(settings: Settings, *, machine: Machine, spec: DecoderSpec, stored_d
             f"token of a step, so use --token-budget {sequences} or more, or --max-sequences {budget} or less"
         )
     automatic_kv = _auto_kv(machine, spec=spec, device=device, dtype=dtype, sequences=sequences)
+    if settings.max_isa is not None:
+        choose("max_isa", settings.max_isa, (settings.max_isa, ""))
     kv_bytes = choose("kv_memory_bytes", settings.kv_memory_bytes, automatic_kv, format_bytes)
-    return Resolved(EngineConfig(device, dtype, kv_bytes, budget, sequences, threads=threads), tuple(choices))
+    config = EngineConfig(device, dtype, kv_bytes, budget, sequences, threads=threads, max_isa=settings.max_isa)
+    return Resolved(config, tuple(choices))
 
 
 def _auto_device(machine: Machine) -> tuple[str, str]:

@@ -15,6 +15,7 @@ from penstock.checkpoint import Checkpoint
 from penstock.config import EngineConfig
 from penstock.errors import ConfigError
 from penstock.executor import TorchExecutor
+from penstock.kernels.native import NOT_ASKED, Opened, open_native
 from penstock.kernels.table import NUMERICS_VERSION, Selection, find_inexact_product, select
 from penstock.kv import KVCache
 from penstock.models.decoder import Decoder, linear_weights
@@ -42,8 +43,8 @@ def open_device(checkpoint: Checkpoint, config: EngineConfig, *, num_blocks: int
         raise ConfigError(f"--device is cuda and PyTorch {torch.__version__} sees no CUDA device; use --device cpu")
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    weights = load_weights(checkpoint, device=config.device, dtype=config.dtype)
-    selection = select(config.device)
+    selection = select(config.device, _open_native(config))
+    weights = load_weights(checkpoint, device=config.device, dtype=config.dtype, pack=selection.kernels.pack)
     cache = KVCache(
         checkpoint.spec,
         num_blocks=num_blocks,
@@ -51,12 +52,23 @@ def open_device(checkpoint: Checkpoint, config: EngineConfig, *, num_blocks: int
         dtype=weights.dtype,
         device=config.device,
     )
-    executor = TorchExecutor(Decoder(checkpoint.spec, weights, selection.kernels), cache, device=config.device)
+    decoder = Decoder(checkpoint.spec, weights, selection.kernels)
+    executor = TorchExecutor(decoder, cache, device=config.device, query_rows=selection.query_rows)
     why_not = _why_not_exact(selection, config.device)
     if why_not is None:
         with torch.inference_mode():
             why_not = find_inexact_product(selection.kernels.linear, linear_weights(weights))
     return OpenedDevice(executor, numerics_signature(selection, config), why_not)
+
+
+def _open_native(config: EngineConfig) -> Opened:
+    """The native kernels, for the CPU. One team of threads owns the cores: with them torch computes on one."""
+    if config.device != "cpu":
+        return NOT_ASKED
+    opened = open_native(dtype=config.dtype, threads=torch.get_num_threads(), max_isa=config.max_isa)
+    if opened.native is not None:
+        torch.set_num_threads(1)
+    return opened
 
 
 def _why_not_exact(selection: Selection, device: str) -> str | None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from penstock.errors import OutOfMemory
-from penstock.kernels.reference import SEGMENT, AttentionTiles, tile_queries
+from penstock.kernels.reference import QUERY_ROWS, SEGMENT, AttentionTiles, tile_queries
 from penstock.kv import KVCache
 from penstock.models.decoder import Decoder, StepTensors
 from penstock.sampling import Draw, draw_all
@@ -26,10 +26,12 @@ MEMORY_MESSAGES = ("can't allocate memory", "could not create a memory", "not en
 class TorchExecutor:
     """Runs plans on one device."""
 
-    def __init__(self, decoder: Decoder, cache: KVCache, *, device: str) -> None:
+    def __init__(self, decoder: Decoder, cache: KVCache, *, device: str, query_rows: int = QUERY_ROWS) -> None:
+        """`query_rows`: the rows of a tile of queries, as the decoder's attention likes them."""
         self._decoder = decoder
         self._cache = cache
         self._device = device
+        self._query_rows = query_rows
         self._results: dict[Ticket, StepResult] = {}
         self._drawn: dict[SampledRef, int] = {}  # of the last step
 
@@ -89,7 +91,7 @@ class TorchExecutor:
     def _tiles(self, chunks: tuple[Chunk, ...]) -> tuple[AttentionTiles, ...]:
         """Each chunk's queries in tiles: full ones together, and those of a single query together."""
         spec = self._decoder.spec
-        width = tile_queries(spec.heads, spec.kv_heads)
+        width = tile_queries(spec.heads, spec.kv_heads, rows=self._query_rows)
         pieces = [piece for chunk, row in _first_rows(chunks) for piece in _cut(chunk, row, width)]
         single = [piece for piece in pieces if piece.queries == 1]
         several = [piece for piece in pieces if piece.queries > 1]

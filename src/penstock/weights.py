@@ -19,12 +19,13 @@ class Weight:
 
     Attributes:
         format: `dense`: parts["weight"] is [out, in], contiguous; parts["bias"], if there, is [out].
+            `packed`: both as the native kernels read them (see kernels/native/packing.h).
         parts: the tensors of that format, by name.
         shape: (out, in), whatever the format.
         shard_axis: which axis tensor parallelism splits; None: kept whole.
     """
 
-    format: Literal["dense"]
+    format: Literal["dense", "packed"]
     parts: dict[str, Tensor]
     shape: tuple[int, int]
     shard_axis: int | None = None
@@ -65,9 +66,9 @@ class LayerWeights:
 
 @dataclass(frozen=True, slots=True)
 class DecoderWeights:
-    """All parameters of a decoder; `head.parts["weight"]` is the embedding itself where the spec is tied."""
+    """All parameters of a decoder; `head` is the embedding itself where the spec is tied."""
 
-    embedding: Tensor  # [vocab, hidden]
+    embedding: Weight  # [vocab, hidden]
     layers: tuple[LayerWeights, ...]
     final_norm: Norm
     head: Weight
@@ -76,4 +77,4 @@ class DecoderWeights:
     @property
     def dtype(self) -> torch.dtype:
         """The dtype in which the model computes its linear layers."""
-        return self.embedding.dtype
+        return self.embedding.parts["weight"].dtype

@@ -26,14 +26,27 @@ MATRICES = 16  # matrices in one batched product of attention
 NEGATIVE_INFINITY = float("-inf")
 
 
-def linear(x: Tensor, weight: Weight) -> Tensor:
-    """x [rows, in] times weight [out, in] transposed, plus its bias: [rows, out], in the dtype of x."""
+def pack(weight: Weight) -> Weight:
+    """The weight itself: these kernels read dense weights."""
+    return weight
+
+
+def embed(tokens: Tensor, weight: Weight) -> Tensor:
+    """The rows of weight [vocab, width] for int64 tokens [rows]."""
+    return weight.parts["weight"][tokens]
+
+
+def linear(x: Tensor, weight: Weight, *, wide: bool = False) -> Tensor:
+    """x [rows, in] times weight [out, in] transposed, plus its bias: [rows, out].
+
+    Rounded to the dtype of x, whatever is asked for; `wide` gives that in float32.
+    """
     matrix, bias = weight.parts["weight"], weight.parts.get("bias")
     rows = x.shape[0]
     if not rows:
-        return x.new_empty(0, weight.shape[0])
+        return x.new_empty(0, weight.shape[0], dtype=torch.float32 if wide else x.dtype)
     out = torch.cat([functional.linear(tile, matrix, bias) for tile in _groups(x, TILE_ROWS)])
-    return out[:rows]
+    return out[:rows].float() if wide else out[:rows]
 
 
 def pad_rows(x: Tensor, multiple: int) -> Tensor:
@@ -104,9 +117,24 @@ class AttentionTiles:
     targets: Tensor
 
 
-def tile_queries(heads: int, kv_heads: int) -> int:
-    """Query positions in a full tile. A tile has at least QUERY_ROWS rows, or one position."""
-    return max(1, QUERY_ROWS * kv_heads // heads)
+@dataclass(frozen=True, slots=True)
+class LayerRows:
+    """Where the rows of a step stand, as a decoder layer needs to know it.
+
+    cosine, sine: float32 [rows, width/2] of their positions, None without rotary embedding; blocks, offsets: int64
+    [rows], where their keys and values go.
+    """
+
+    cosine: Tensor | None
+    sine: Tensor | None
+    blocks: Tensor
+    offsets: Tensor
+    tiles: tuple[AttentionTiles, ...]
+
+
+def tile_queries(heads: int, kv_heads: int, *, rows: int = QUERY_ROWS) -> int:
+    """Query positions in a full tile of `rows` rows, one for each head that shares a key head; at least one."""
+    return max(1, rows * kv_heads // heads)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,28 +2,44 @@
 
 Owns the choice, made once at start-up; the ops themselves are in the other files of this folder. Every implementation
 says whether it is row-exact: whether a row's bits are the same whatever else is in the step.
-One idea: a fast kernel is one more row here, beside the reference row that it is tested against.
+One idea: a fast kernel is one more row here, before the reference row that it is tested against.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from penstock.kernels import exact, reference
-from penstock.kernels.reference import TILE_ROWS, AttentionTiles
-from penstock.weights import Norm, Weight
+from penstock.kernels import exact, native, reference
+from penstock.kernels.native import NOT_ASKED, Native, Opened
+from penstock.kernels.reference import QUERY_ROWS, TILE_ROWS, AttentionTiles, LayerRows
+from penstock.models.spec import DecoderSpec
+from penstock.weights import LayerWeights, Norm, Weight
 
 NUMERICS_VERSION = 1  # counts changes of any op's bits
 
 
-class Linear(Protocol):
-    """x [rows, in] to [rows, out]."""
+class Pack(Protocol):
+    """A dense weight to the format that the device's `linear` and `embed` read."""
 
-    def __call__(self, x: Tensor, weight: Weight) -> Tensor: ...
+    def __call__(self, weight: Weight) -> Weight: ...
+
+
+class Embed(Protocol):
+    """int64 tokens [rows] to their rows of weight [vocab, width]."""
+
+    def __call__(self, tokens: Tensor, weight: Weight) -> Tensor: ...
+
+
+class Linear(Protocol):
+    """x [rows, in] to [rows, out], in x's dtype, or in float32 if `wide`."""
+
+    def __call__(self, x: Tensor, weight: Weight, *, wide: bool = False) -> Tensor: ...
 
 
 class Normalize(Protocol):
@@ -44,6 +60,14 @@ class Attention(Protocol):
     def __call__(self, query: Tensor, keys: Tensor, values: Tensor, *, tiles: tuple[AttentionTiles, ...]) -> Tensor: ...
 
 
+class Layer(Protocol):
+    """A whole decoder layer: x [rows, hidden] to the same shape, x itself perhaps; writes its keys and values."""
+
+    def __call__(
+        self, x: Tensor, weights: LayerWeights, *, spec: DecoderSpec, rows: LayerRows, keys: Tensor, values: Tensor
+    ) -> Tensor: ...
+
+
 class Binary(Protocol):
     """Two tensors of one shape to one."""
 
@@ -57,8 +81,10 @@ class Unary(Protocol):
 
 
 class Kernels(NamedTuple):
-    """An implementation of every op."""
+    """An implementation of every op; `layer` is None where a layer is composed of the others."""
 
+    pack: Pack
+    embed: Embed
     linear: Linear
     attention: Attention
     rms_norm: Normalize
@@ -68,6 +94,7 @@ class Kernels(NamedTuple):
     multiply: Binary
     silu: Unary
     gelu_tanh: Unary
+    layer: Layer | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,55 +102,90 @@ class Implementation:
     """One way to compute an op.
 
     Attributes:
+        function: the op; where `native`, it takes the opened library first.
         row_exact_on: the devices on which a row's bits depend on that row alone.
     """
 
     name: str
-    function: object
+    function: Callable[..., object] | None
     devices: frozenset[str]
     row_exact_on: frozenset[str]
+    native: bool = False
 
 
 BOTH = frozenset({"cpu", "cuda"})
 CPU = frozenset({"cpu"})
 
+
+def _native(function: Callable[..., object]) -> Implementation:
+    return Implementation("native", function, CPU, CPU, native=True)
+
+
 # The ops that multiply matrices use CUDA's libraries there, which choose kernels by shape and promise no fixed order.
 TABLE: dict[str, tuple[Implementation, ...]] = {
-    "linear": (Implementation("reference", reference.linear, BOTH, CPU),),
-    "attention": (Implementation("reference", reference.attention, BOTH, CPU),),
-    "rms_norm": (Implementation("reference", reference.rms_norm, BOTH, BOTH),),
-    "layer_norm": (Implementation("reference", reference.layer_norm, BOTH, BOTH),),
+    "pack": (_native(Native.pack), Implementation("reference", reference.pack, BOTH, BOTH)),
+    "embed": (_native(Native.embed), Implementation("reference", reference.embed, BOTH, BOTH)),
+    "linear": (_native(Native.linear), Implementation("reference", reference.linear, BOTH, CPU)),
+    "attention": (
+        _native(Native.attention),
+        Implementation("reference", reference.attention, BOTH, CPU),
+    ),
+    "rms_norm": (
+        _native(Native.rms_norm),
+        Implementation("reference", reference.rms_norm, BOTH, BOTH),
+    ),
+    "layer_norm": (
+        _native(Native.layer_norm),
+        Implementation("reference", reference.layer_norm, BOTH, BOTH),
+    ),
     "rotate": (Implementation("reference", reference.rotate, BOTH, BOTH),),
     "add": (Implementation("reference", reference.add, BOTH, BOTH),),
     "multiply": (Implementation("reference", reference.multiply, BOTH, BOTH),),
     "silu": (Implementation("reference", exact.silu, BOTH, BOTH),),
     "gelu_tanh": (Implementation("reference", exact.gelu_tanh, BOTH, BOTH),),
+    "layer": (_native(Native.layer), Implementation("composed", None, BOTH, BOTH)),
 }
 
 
 class Selection(NamedTuple):
-    """The ops for a device, which implementation each is, and the names of those that are not row-exact."""
+    """The ops for a device, which implementation each is, and the names of those that are not row-exact.
+
+    `why_not_native` is None where the native kernels compute.
+    """
 
     kernels: Kernels
     names: dict[str, str]
     not_row_exact: tuple[str, ...]
+    why_not_native: str | None = None
+
+    @property
+    def query_rows(self) -> int:
+        """Rows of a tile of queries, for which this attention is made."""
+        return QUERY_ROWS if self.why_not_native else native.QUERY_ROWS
 
 
-def select(device: str) -> Selection:
-    """The first implementation of each op that runs on the device.
+def select(device: str, opened: Opened = NOT_ASKED) -> Selection:
+    """The first implementation of each op that runs on the device, with the native kernels if they were opened.
 
     Raises:
         KeyError: an op has none; the text is `why_not`'s.
     """
-    chosen = {op: _first(op, device) for op in Kernels._fields}
-    kernels = Kernels(**{op: row.function for op, row in chosen.items()})  # type: ignore[arg-type]
+    library = opened.native if device == "cpu" else None
+    chosen = {op: _first(op, device, library) for op in Kernels._fields}
+    ops = {op: _function(row, library) for op, row in chosen.items()}
+    names = {op: f"native-{library.isa}" if library and row.native else row.name for op, row in chosen.items()}
     inexact = tuple(op for op, row in chosen.items() if device not in row.row_exact_on)
-    return Selection(kernels, {op: row.name for op, row in chosen.items()}, inexact)
+    reason = opened.why_not if device == "cpu" else f"the native kernels are for the CPU, and this is {device}"
+    return Selection(Kernels(**ops), names, inexact, reason)  # type: ignore[arg-type]
 
 
-def _first(op: str, device: str) -> Implementation:
+def _function(row: Implementation, library: Native | None) -> Callable[..., object] | None:
+    return partial(row.function, library) if row.native and row.function is not None else row.function
+
+
+def _first(op: str, device: str, library: Native | None) -> Implementation:
     for row in TABLE[op]:
-        if device in row.devices:
+        if device in row.devices and (library is not None or not row.native):
             return row
     raise KeyError(why_not(op, device))
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from penstock.kernels.reference import AttentionTiles
+from penstock.kernels.reference import AttentionTiles, LayerRows
 from penstock.kernels.table import Kernels
 from penstock.kv import KVCache
 from penstock.models.rotary import RotaryTable
@@ -43,22 +43,35 @@ class Decoder:
         self.spec = spec
         self._weights = weights
         self._kernels = kernels
-        self._rotary = RotaryTable(spec, device=weights.embedding.device) if spec.positions == "rotary" else None
+        self._rotary = (
+            RotaryTable(spec, device=weights.embedding.parts["weight"].device) if spec.positions == "rotary" else None
+        )
 
     def forward(self, step: StepTensors, cache: KVCache) -> Tensor:
         """Logits of the sampled rows, float32 [samples, vocab]."""
         if self._rotary is not None:
             self._rotary.reserve(step.num_positions)
-        x = self._weights.embedding[step.tokens]  # [rows, hidden]
+        x = self._kernels.embed(step.tokens, self._weights.embedding)  # [rows, hidden]
         if self._weights.positions is not None:
             x = self._kernels.add(x, self._weights.positions[step.positions])
+        rows = self._rows(step)
         for number, layer in enumerate(self._weights.layers):
-            x = self._kernels.add(x, self._attend(x, layer, number=number, step=step, cache=cache))
-            x = self._kernels.add(x, self._mlp(x, layer))
+            x = self._layer(x, layer, rows=rows, number=number, cache=cache)
         final = self._norm(x[step.sampled], self._weights.final_norm)
-        return self._kernels.linear(final, self._weights.head).float()
+        return self._kernels.linear(final, self._weights.head, wide=True)
 
-    def _attend(self, x: Tensor, layer: LayerWeights, *, number: int, step: StepTensors, cache: KVCache) -> Tensor:
+    def _rows(self, step: StepTensors) -> LayerRows:
+        cosine, sine = self._rotary.at(step.positions) if self._rotary is not None else (None, None)
+        return LayerRows(cosine, sine, step.blocks, step.offsets, step.tiles)
+
+    def _layer(self, x: Tensor, layer: LayerWeights, *, rows: LayerRows, number: int, cache: KVCache) -> Tensor:
+        if self._kernels.layer is not None:
+            keys, values = cache.keys[number], cache.values[number]
+            return self._kernels.layer(x, layer, spec=self.spec, rows=rows, keys=keys, values=values)
+        x = self._kernels.add(x, self._attend(x, layer, place=rows, number=number, cache=cache))
+        return self._kernels.add(x, self._mlp(x, layer))
+
+    def _attend(self, x: Tensor, layer: LayerWeights, *, place: LayerRows, number: int, cache: KVCache) -> Tensor:
         spec, kernels = self.spec, self._kernels
         rows = x.shape[0]
         fused = kernels.linear(self._norm(x, layer.attention_norm), layer.qkv)
@@ -67,11 +80,11 @@ class Decoder:
         if layer.q_norm is not None and layer.k_norm is not None:
             query = kernels.rms_norm(query, layer.q_norm, eps=spec.norm_eps)
             key = kernels.rms_norm(key, layer.k_norm, eps=spec.norm_eps)
-        if self._rotary is not None:
-            cosine, sine = self._rotary.at(step.positions)
-            query, key = kernels.rotate(query, cosine, sine), kernels.rotate(key, cosine, sine)
-        cache.write(number, step.blocks, step.offsets, keys=key, values=value)
-        mixed = kernels.attention(query, cache.keys[number], cache.values[number], tiles=step.tiles)
+        if place.cosine is not None and place.sine is not None:
+            query = kernels.rotate(query, place.cosine, place.sine)
+            key = kernels.rotate(key, place.cosine, place.sine)
+        cache.write(number, place.blocks, place.offsets, keys=key, values=value)
+        mixed = kernels.attention(query, cache.keys[number], cache.values[number], tiles=place.tiles)
         return kernels.linear(mixed.reshape(rows, -1), layer.out)
 
     def _mlp(self, x: Tensor, layer: LayerWeights) -> Tensor:

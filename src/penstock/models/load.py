@@ -9,7 +9,7 @@ into memory of its own (64-byte aligned on a CPU), so that no file stays mapped.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,8 +29,14 @@ TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16":
 SHOWN_NAMES = 5
 
 
-def load_weights(checkpoint: Checkpoint, *, device: str, dtype: str) -> DecoderWeights:
-    """The checkpoint's parameters on `device`, as `dtype`.
+def _keep(weight: Weight) -> Weight:
+    return weight
+
+
+def load_weights(
+    checkpoint: Checkpoint, *, device: str, dtype: str, pack: Callable[[Weight], Weight] = _keep
+) -> DecoderWeights:
+    """The checkpoint's parameters on `device`, as `dtype`, each linear layer's weight packed as soon as it is read.
 
     Raises:
         ModelError: a tensor is missing, unknown, of another shape than the config says, in a format that Penstock does
@@ -40,7 +46,7 @@ def load_weights(checkpoint: Checkpoint, *, device: str, dtype: str) -> DecoderW
     stored = stored_tensors(checkpoint.folder)
     prefix = account(stored, checkpoint.spec, names=names)
     with _opened({tensor.file for tensor in stored.values()}) as files:
-        source = _Source(files, stored, prefix, torch.device(device), TORCH_DTYPES[dtype])
+        source = _Source(files, stored, prefix, torch.device(device), TORCH_DTYPES[dtype], pack)
         return _decoder(source, checkpoint.spec, names)
 
 
@@ -88,13 +94,14 @@ def _opened(files: set[Path]) -> Iterator[dict[Path, Any]]:
 
 @dataclass(frozen=True, slots=True)
 class _Source:
-    """Stored tensors, and where and as what their copies go."""
+    """Stored tensors, and where and as what their copies go; `pack` gives a weight its final format."""
 
     files: dict[Path, Any]
     stored: dict[str, StoredTensor]
     prefix: str
     device: torch.device
     dtype: torch.dtype
+    pack: Callable[[Weight], Weight]
 
     def joined(self, names: list[str], *, transposed: bool = False) -> Tensor:
         """A new tensor: the named ones, one below the other."""
@@ -116,26 +123,29 @@ class _Source:
 
 
 def _decoder(source: _Source, spec: DecoderSpec, names: Names) -> DecoderWeights:
-    embedding = source.joined([f"{source.prefix}{names.embedding}.weight"])  # [vocab, hidden]
+    embedding, head = _embedding_and_head(source, spec, names=names)
     return DecoderWeights(
         embedding=embedding,
         layers=tuple(_layer(source, spec, names=names, layer=layer) for layer in range(spec.layers)),
         final_norm=_norm(source, source.prefix + names.final_norm, bias=spec.norm == "layer"),
-        head=_head(source, spec, names=names, embedding=embedding),
+        head=head,
         positions=source.joined([f"{source.prefix}{names.positions}.weight"]) if spec.positions == "learned" else None,
     )
 
 
-def _head(source: _Source, spec: DecoderSpec, *, names: Names, embedding: Tensor) -> Weight:
+def _embedding_and_head(source: _Source, spec: DecoderSpec, *, names: Names) -> tuple[Weight, Weight]:
+    """Both [vocab, hidden]; one and the same where they are tied, in the format of the head."""
+    embedding = source.joined([f"{source.prefix}{names.embedding}.weight"])
     name = f"{names.head}.weight"
     if not spec.tied:
-        return dense(source.joined([name]), shard_axis=0)
+        return dense(embedding), source.pack(dense(source.joined([name]), shard_axis=0))
     if name in source.stored and not torch.equal(source.joined([name]), embedding):
         raise ModelError(
             f"config.json ties {name} to the embedding, but the checkpoint has another one; set tie_word_embeddings "
             f"to false to use it, or remove it"
         )
-    return dense(embedding, shard_axis=0)
+    head = source.pack(dense(embedding, shard_axis=0))
+    return head, head
 
 
 def _layer(source: _Source, spec: DecoderSpec, *, names: Names, layer: int) -> LayerWeights:
@@ -145,7 +155,7 @@ def _layer(source: _Source, spec: DecoderSpec, *, names: Names, layer: int) -> L
     def linear(parts: tuple[str, ...], *, bias: bool, shard_axis: int) -> Weight:
         matrix = source.joined([f"{start}{part}.weight" for part in parts], transposed=names.transposed)
         vector = source.joined([f"{start}{part}.bias" for part in parts]) if bias else None
-        return dense(matrix, vector, shard_axis=shard_axis)
+        return source.pack(dense(matrix, vector, shard_axis=shard_axis))
 
     return LayerWeights(
         attention_norm=_norm(source, start + names.attention_norm, bias=layer_norm),

@@ -1,0 +1,175 @@
+"""The native kernels for CPUs: finds the library, opens it for an instruction set and threads, calls it with addresses.
+
+Owns the ctypes side of the C interface (`native/library.cpp`). Computes nothing itself. Bits depend on the instruction
+set, never on the number of threads.
+One idea: what cannot run has a reason (`Opened.why_not`), and the reference kernels take its place.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import weakref
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from penstock.kernels import native_structs as structs
+from penstock.kernels.native_structs import ADDRESS, COUNT, INT, TYPES, Preparation, address
+from penstock.kernels.reference import AttentionTiles, LayerRows
+from penstock.models.spec import DecoderSpec
+from penstock.weights import LayerWeights, Norm, Weight
+
+LIBRARY = Path(__file__).with_name("libpenstock.so")
+ISAS = ("portable", "avx2", "avx512", "avx512_bf16", "amx")  # numbered as in native/isa.h
+QUERY_ROWS = 64  # of an attention tile: they share what it costs to lay out keys and values
+PANEL = 32  # columns that a packed weight is padded to
+
+# Each function's result and arguments.
+_SIGNATURES: dict[str, tuple[type | None, tuple[type, ...]]] = {
+    "penstock_best_isa": (INT, (INT,)),
+    "penstock_open": (ADDRESS, (INT, INT)),
+    "penstock_close": (None, (ADDRESS,)),
+    "penstock_packed_size": (COUNT, (COUNT, COUNT, INT)),
+    "penstock_pack": (INT, (ADDRESS, ADDRESS, ADDRESS, COUNT, COUNT, INT)),
+    "penstock_gather": (INT, (ADDRESS, ADDRESS, ADDRESS, ADDRESS, COUNT, COUNT, INT)),
+    "penstock_linear": (INT, (ADDRESS, ADDRESS)),
+    "penstock_prepare": (INT, (ADDRESS, ADDRESS)),
+    "penstock_attention": (INT, (ADDRESS, ADDRESS, COUNT)),
+    "penstock_layer": (INT, (ADDRESS, ADDRESS)),
+}
+
+
+class Native:
+    """The library, opened: its ops for tensors on the CPU. One call runs at a time, on all of its threads."""
+
+    def __init__(self, library: ctypes.CDLL, *, isa: str, threads: int) -> None:
+        self.isa = isa
+        self.threads = threads
+        self._library = library
+        self._context = library.penstock_open(ISAS.index(isa), threads)
+        if not self._context:
+            raise MemoryError(f"the native kernels could not start {threads} threads; use fewer with --threads")
+        weakref.finalize(self, library.penstock_close, self._context)
+
+    def pack(self, weight: Weight) -> Weight:
+        """The weight in the layout that `linear` reads: format `packed`, the same for every instruction set."""
+        matrix = weight.parts["weight"]
+        out, inner = weight.shape
+        kind = TYPES[matrix.dtype]
+        packed = torch.empty(self._library.penstock_packed_size(out, inner, kind), dtype=matrix.dtype)
+        self._call("penstock_pack", address(matrix), address(packed), out, inner, kind)
+        parts = {"weight": packed}
+        if "bias" in weight.parts:
+            parts["bias"] = torch.zeros(-(-out // PANEL) * PANEL)  # float32, as sums are
+            parts["bias"][:out] = weight.parts["bias"]
+        return Weight("packed", parts, weight.shape, weight.shard_axis)
+
+    def embed(self, tokens: Tensor, weight: Weight) -> Tensor:
+        """The rows of weight [vocab, width] for int64 tokens [rows]."""
+        matrix = weight.parts["weight"]
+        if weight.format == "dense":
+            return matrix[tokens]
+        out = torch.empty(tokens.shape[0], weight.shape[1], dtype=matrix.dtype)
+        if tokens.numel() and not 0 <= int(tokens.min()) <= int(tokens.max()) < weight.shape[0]:
+            raise IndexError(f"a token is not in the vocabulary of {weight.shape[0]}")
+        kind = TYPES[matrix.dtype]
+        addresses = address(matrix), address(tokens), address(out)
+        self._call("penstock_gather", *addresses, tokens.shape[0], weight.shape[1], kind)
+        return out
+
+    def linear(self, x: Tensor, weight: Weight, *, wide: bool = False) -> Tensor:
+        """x [rows, in] times a packed weight, plus its bias: [rows, out], in the dtype of x or, if `wide`, float32."""
+        if x.shape[1] != weight.shape[1]:
+            raise ValueError(f"x is {list(x.shape)} and the weight {list(weight.shape)}")
+        out = torch.empty(x.shape[0], weight.shape[0], dtype=torch.float32 if wide else x.dtype)
+        made = structs.product(x.shape[0], weight, dtype=x.dtype)
+        made.x, made.out, made.out_type = address(x), address(out), TYPES[out.dtype]
+        if x.shape[0]:
+            self._call("penstock_linear", ctypes.byref(made))
+        return out
+
+    def rms_norm(self, x: Tensor, norm: Norm, *, eps: float) -> Tensor:
+        """As reference.rms_norm."""
+        return self._prepare(x, Preparation(structs.RMS_NORM, norm, eps))
+
+    def layer_norm(self, x: Tensor, norm: Norm, *, eps: float) -> Tensor:
+        """As reference.layer_norm."""
+        return self._prepare(x, Preparation(structs.LAYER_NORM, norm, eps))
+
+    def _prepare(self, x: Tensor, first: Preparation) -> Tensor:
+        x, width = x.contiguous(), x.shape[-1]
+        out = torch.empty_like(x)
+        made = structs.Product(x=address(x), out=address(out), rows=x.numel() // width, k=width, type=TYPES[x.dtype])
+        made.x_stride = made.out_stride = width
+        structs.prepare(made, first)
+        if x.numel():
+            self._call("penstock_prepare", ctypes.byref(made))
+        return out
+
+    def attention(self, query: Tensor, keys: Tensor, values: Tensor, *, tiles: tuple[AttentionTiles, ...]) -> Tensor:
+        """As reference.attention."""
+        query = query.contiguous()
+        _, heads, width = query.shape
+        out = torch.empty_like(query)
+        sets = structs.attention_sets(tiles, keys, values, heads=heads, query_stride=heads * width)
+        for made in sets:
+            made.query, made.out = address(query), address(out)
+        self._call("penstock_attention", ctypes.addressof(sets), len(sets))
+        return out
+
+    def layer(
+        self, x: Tensor, weights: LayerWeights, *, spec: DecoderSpec, rows: LayerRows, keys: Tensor, values: Tensor
+    ) -> Tensor:
+        """A whole decoder layer on x [rows, hidden]: the same tensor, changed."""
+        made = structs.layer(x, weights, rows, keys, values, spec=spec)
+        sets = structs.attention_sets(rows.tiles, keys, values, heads=spec.heads, query_stride=weights.qkv.shape[0])
+        made.sets, made.num_sets = ctypes.addressof(sets), len(sets)
+        self._call("penstock_layer", ctypes.byref(made))
+        return x
+
+    def _call(self, name: str, *arguments: object) -> None:
+        status = getattr(self._library, name)(self._context, *arguments)
+        if status == 1:
+            raise RuntimeError("the native kernels were opened before this process was forked; open them in the child")
+        if status == 2:
+            raise MemoryError(f"{name}: the native kernels could not allocate working memory")
+        assert status == 0, f"{name} gave status {status}"
+
+
+class Opened(NamedTuple):
+    """The native kernels, or why there are none."""
+
+    native: Native | None
+    why_not: str | None
+
+
+NOT_ASKED = Opened(None, "the native kernels were not asked for")
+
+
+def open_native(*, dtype: str, threads: int, max_isa: str | None = None, library: Path = LIBRARY) -> Opened:
+    """Open the library with the best instruction set of this machine that is not above `max_isa`.
+
+    `max_isa` is one of ISAS, or `reference` to do without; None: the best there is.
+    """
+    if max_isa == "reference":
+        return Opened(None, "the instruction set is capped at 'reference'")
+    if dtype == "float16":
+        return Opened(None, "the native kernels compute float32 and bfloat16, not float16")
+    if not library.exists():
+        return Opened(None, f"{library.name} was not built: install penstock where a C++ compiler (g++) is")
+    try:
+        loaded = _load(library)
+    except OSError as error:
+        return Opened(None, f"{library.name} cannot be loaded: {error}")
+    isa = ISAS[loaded.penstock_best_isa(ISAS.index(max_isa) if max_isa else len(ISAS))]
+    return Opened(Native(loaded, isa=isa, threads=threads), None)
+
+
+def _load(path: Path) -> ctypes.CDLL:
+    library = ctypes.CDLL(str(path))
+    for name, (result, arguments) in _SIGNATURES.items():
+        function = getattr(library, name)
+        function.restype, function.argtypes = result, arguments
+    return library

@@ -1,0 +1,220 @@
+// Attention over paged keys and values. Included once for each instruction set, with the unit that multiplies there.
+//
+// Keys are reduced in segments of SEGMENT positions counted from 0, each from empty, and the segments are merged left
+// to right in float32: a query's bits do not depend on how many queries, or threads, there are. A tile's queries share
+// each load of keys and values. Nothing at or behind the end of a tile's context is read.
+//
+// All matrices here lie in panels of 32 columns, [panel][rows][32], as the products want and give them. A unit has:
+//   Number                 what its operands are made of
+//   begin(), end()         around a thread's work
+//   ROWS                   rows that it multiplies at once, at most: tiles are padded to it
+//   height(left)           how many it does when `left` are to go
+//   size(rows, k)          Numbers that `rows` x `k` take as its left operand, a multiple of blocks
+//   lay_out(...)           float32 panels to left operand
+//   pack_keys, pack_values a segment of the cache to right operands
+//   multiply(...)          left operand times one panel
+//   weight(v)              an attention weight as its left operand holds it
+#pragma once
+
+#include <cmath>
+
+#include "ops.h"
+#include "vectors.h"
+
+namespace penstock {
+namespace {
+
+constexpr int64_t SEGMENT = 128;
+
+// The positions of a segment that a tile sees, in one head of the cache.
+template <class T>
+struct Segment {
+    const Attention& a;
+    const int64_t* table;
+    int64_t head, start, count;
+
+    const T* row(const void* cache, int64_t i) const {
+        const int64_t position = start + i, block = table[position / a.block_tokens];
+        const int64_t at = (block * a.kv_heads + head) * a.block_tokens + position % a.block_tokens;
+        return static_cast<const T*>(cache) + at * a.width;
+    }
+};
+
+// The queries of a tile that share a key head, one below the other: row r is query r / group, head r % group.
+struct Tile {
+    const Attention& a;
+    int64_t tile, head, group, count, height, padded;  // count queries make `height` rows, of `padded`
+
+    Tile(const Attention& all, int64_t number, int64_t kv_head, int64_t multiple)
+        : a(all), tile(number), head(kv_head), group(all.heads / all.kv_heads), count(0) {
+        while (count < a.queries && positions()[count] >= 0) ++count;
+        height = count * group;
+        padded = ceil_div(height, multiple) * multiple;
+    }
+    const int64_t* positions() const { return a.positions + tile * a.queries; }
+    const int64_t* table() const { return a.tables + tile * a.table_blocks; }
+    int64_t end() const { return count ? positions()[count - 1] + 1 : 0; }
+    int64_t position(int64_t row) const { return positions()[row / group]; }
+    // Where a row's numbers lie in the query, or in the output.
+    int64_t offset(int64_t row, int64_t stride) const {
+        return a.rows[tile * a.queries + row / group] * stride + (head * group + row % group) * a.width;
+    }
+};
+
+// A thread's working memory, cut for the largest tile.
+template <class Number>
+struct Space {
+    float *panels, *scores, *partial, *values, *highest, *total, *partial_highest, *partial_total;
+    Number *left, *right;
+
+    static int64_t floats(int64_t padded, int64_t width) { return padded * (3 * width + SEGMENT + 4); }
+    Space(float* memory, int64_t padded, int64_t width, int64_t left_size) {
+        float** parts[] = {&panels, &partial, &values};
+        for (float** part : parts) *part = memory, memory += padded * width;
+        scores = memory, memory += padded * SEGMENT;
+        float** singles[] = {&highest, &total, &partial_highest, &partial_total};
+        for (float** single : singles) *single = memory, memory += padded;
+        left = reinterpret_cast<Number*>(memory);
+        right = left + left_size;
+    }
+};
+
+template <class T>
+void gather_queries(const Tile& tile, float* panels) {
+    const Attention& a = tile.a;
+    for (int64_t r = 0; r < tile.height; ++r) {
+        const T* query = static_cast<const T*>(a.query) + tile.offset(r, a.query_stride);
+        for (int64_t i = 0; i < ceil_div(a.width, PANEL) * PANEL; i += LANES)
+            store(panels + (i / PANEL * tile.padded + r) * PANEL + i % PANEL, load_some(query + i, a.width - i));
+    }
+}
+
+// out [panels][padded][32] = left [height, k] times `panels` panels.
+template <class Unit>
+void multiply_all(const Tile& tile, const typename Unit::Number* left, const typename Unit::Number* right, float* out,
+                  int64_t panels, int64_t k) {
+    for (int64_t panel = 0; panel < panels; ++panel)
+        for (int64_t row = 0; row < tile.height; row += Unit::height(tile.height - row))
+            Unit::multiply(left, row, tile.height, right + panel * Unit::panel_size(k),
+                           out + (panel * tile.padded + row) * PANEL, k);
+}
+
+// A row's scores to weights, from empty: e to the distance from the highest. What it does not see weighs nothing.
+template <class Unit>
+void weigh_row(const Tile& tile, Space<typename Unit::Number>& space, int64_t r, int64_t visible, int64_t panels) {
+    const auto at = [&](int64_t j) { return space.scores + (j / PANEL * tile.padded + r) * PANEL + j % PANEL; };
+    const auto seen = [&](int64_t j) { return lane_numbers() < static_cast<int32_t>(visible - j); };
+    const Vec nothing = splat(-INFINITY);
+    Vec most = nothing;
+    for (int64_t j = 0; j < panels * PANEL; j += LANES) {
+        const Vec score = seen(j) ? load(at(j)) * tile.a.scale : nothing;
+        most = most > score ? most : score;
+        store(at(j), score);
+    }
+    const float peak = visible > 0 ? highest(most) : 0.0F;
+    Vec sum{};
+    for (int64_t j = 0; j < panels * PANEL; j += LANES) {
+        const Vec weight = seen(j) ? Unit::weight(exp(load(at(j)) - peak)) : Vec{};
+        sum += weight;
+        store(at(j), weight);
+    }
+    space.partial_highest[r] = peak;
+    space.partial_total[r] = total(sum);
+}
+
+// Adds a segment to a row's state.
+template <class Number>
+void merge_row(const Tile& tile, Space<Number>& space, int64_t r, bool first) {
+    const float before = first ? space.partial_highest[r] : space.highest[r], now = space.partial_highest[r];
+    const float peak = before > now ? before : now;
+    const Vec keep = first ? Vec{} : exp(splat(before - peak)), gain = exp(splat(now - peak));
+    for (int64_t i = 0; i < ceil_div(tile.a.width, PANEL) * PANEL; i += LANES) {
+        const int64_t at = (i / PANEL * tile.padded + r) * PANEL + i % PANEL;
+        const Vec added = load(space.partial + at) * gain;
+        store(space.values + at, first ? added : load(space.values + at) * keep + added);
+    }
+    const float added = space.partial_total[r] * gain[0];
+    space.total[r] = first ? added : space.total[r] * keep[0] + added;
+    space.highest[r] = peak;
+}
+
+template <class Unit, class T>
+void attend_segment(const Tile& tile, Space<typename Unit::Number>& space, const typename Unit::Number* queries,
+                    typename Unit::Number* weights, int64_t start) {
+    const Attention& a = tile.a;
+    const Segment<T> segment{a, tile.table(), tile.head, start, at_most(tile.end() - start, SEGMENT)};
+    const int64_t key_panels = ceil_div(segment.count, PANEL);
+    Unit::pack_keys(segment, space.right);
+    multiply_all<Unit>(tile, queries, space.right, space.scores, key_panels, a.width);
+    for (int64_t r = 0; r < tile.height; ++r)
+        weigh_row<Unit>(tile, space, r, tile.position(r) - start + 1, key_panels);
+    Unit::lay_out(space.scores, tile.padded, tile.height, segment.count, weights);
+    Unit::pack_values(segment, space.right);
+    multiply_all<Unit>(tile, weights, space.right, space.partial, ceil_div(a.width, PANEL), segment.count);
+    for (int64_t r = 0; r < tile.height; ++r)
+        if (tile.position(r) >= start) merge_row(tile, space, r, start == 0);
+}
+
+template <class Unit, class T>
+void attend_tile(const Tile& tile, Space<typename Unit::Number> space) {
+    const Attention& a = tile.a;
+    auto* weights = space.left + Unit::size(tile.padded, a.width);
+    gather_queries<T>(tile, space.panels);
+    Unit::lay_out(space.panels, tile.padded, tile.height, a.width, space.left);
+    for (int64_t start = 0; start < tile.end(); start += SEGMENT)
+        attend_segment<Unit, T>(tile, space, space.left, weights, start);
+    for (int64_t r = 0; r < tile.height; ++r) {
+        T* out = static_cast<T*>(a.out) + tile.offset(r, a.out_stride);
+        for (int64_t i = 0; i < a.width; i += LANES) {
+            const float* from = space.values + (i / PANEL * tile.padded + r) * PANEL + i % PANEL;
+            store_some(out + i, load(from) / space.total[r], a.width - i);
+        }
+    }
+}
+
+template <class Unit, class T>
+void attend_all(Context& context, const Attention& a) {
+    using Number = typename Unit::Number;
+    const int64_t padded = ceil_div(a.queries * (a.heads / a.kv_heads), Unit::ROWS) * Unit::ROWS;
+    const int64_t width = ceil_div(a.width, PANEL) * PANEL;
+    const int64_t left = Unit::size(padded, width) + Unit::size(padded, SEGMENT);
+    const int64_t right = SEGMENT * width;
+    const int64_t floats = Space<Number>::floats(padded, width);
+    context.reserve_own(floats * 4 + (left + right) * static_cast<int64_t>(sizeof(Number)));
+    context.pool.run(a.tiles * a.kv_heads, [&](Tasks& tasks, int thread) {
+        Unit::begin();
+        float* memory = context.own_array<float>(thread);
+        for (int64_t task; (task = tasks.take()) >= 0;) {
+            const Tile tile(a, task / a.kv_heads, task % a.kv_heads, Unit::ROWS);
+            attend_tile<Unit, T>(tile, Space<Number>(memory, padded, width, left));
+        }
+        Unit::end();
+    });
+}
+
+// Turns a square of LANES vectors: lane j of vector i becomes lane i of vector j. Stage by stage, halves of size S
+// change places between vectors that are S apart.
+template <int S>
+PENSTOCK_INLINE void turn_stage(Vec* v) {
+    IntVec low{}, high{};
+    for (int i = 0; i < LANES; ++i) {
+        low[i] = i & S ? LANES + i - S : i;
+        high[i] = i & S ? LANES + i : i + S;
+    }
+    for (int i = 0; i < LANES; ++i) {
+        if (i & S) continue;
+        const Vec a = v[i], b = v[i + S];
+        v[i] = __builtin_shuffle(a, b, low);
+        v[i + S] = __builtin_shuffle(a, b, high);
+    }
+}
+
+PENSTOCK_INLINE void turn(Vec* v) {
+    turn_stage<1>(v);
+    turn_stage<2>(v);
+    if constexpr (LANES >= 8) turn_stage<LANES >= 8 ? 4 : 1>(v);
+    if constexpr (LANES >= 16) turn_stage<LANES >= 16 ? 8 : 1>(v);
+}
+
+}  // namespace
+}  // namespace penstock

@@ -1,0 +1,85 @@
+// Attention in AMX tiles, for a cache of bfloat16. Queries are what they are in bfloat16; weights are rounded to it.
+#include "attention.h"
+#include "kernels_amx.h"
+#include "tiles.h"
+
+namespace penstock {
+namespace {
+
+struct TileUnit {
+    using Number = uint16_t;
+    static constexpr int64_t ROWS = BLOCK;
+    static void begin() { configure_tiles(); }
+    static void end() { _tile_release(); }
+    static int64_t height(int64_t) { return BLOCK; }
+    static int64_t size(int64_t rows, int64_t k) { return ceil_div(rows, BLOCK) * ceil_div(k, STEP) * BLOCK_STEP; }
+    static int64_t panel_size(int64_t k) { return ceil_div(k, STEP) * BLOCK_STEP; }
+    // The sum of the weights is that of the weights as they are multiplied.
+    static Vec weight(Vec v) { return rounded<uint16_t>(v); }
+
+    // To [step][half][16 rows][32] for each block. Rows that are not there keep what they hold: their sums are not used.
+    static void lay_out(const float* panels, int64_t padded, int64_t rows, int64_t k, uint16_t* left) {
+        const int64_t steps = ceil_div(k, STEP);
+        for (int64_t step = 0; step < steps; ++step)
+            for (int64_t r = 0; r < rows; ++r) {
+                const float* from = panels + (step * padded + r) * PANEL;
+                uint16_t* to = left + (r / BLOCK * steps + step) * BLOCK_STEP + r % BLOCK / 16 * TILE + r % 16 * STEP;
+                store(to, load(from));
+                store(to + 16, load(from + 16));
+            }
+    }
+
+    // A tile holds 16 keys: a row of it is one pair of neighbours along the width, a square of 32-bit pairs to turn.
+    static void pack_keys(const Segment<uint16_t>& segment, uint16_t* right) {
+        const int64_t width = segment.a.width;
+        for (int64_t key = 0; key < ceil_div(segment.count, PANEL) * PANEL; key += 16)
+            for (int64_t i = 0; i < width; i += STEP) {
+                Vec square[16];
+                for (int64_t j = 0; j < 16; ++j)
+                    square[j] = load_pairs_some(segment, key + j, i);
+                turn(square);
+                uint16_t* tile = right + key / PANEL * panel_size(width) + i / STEP * BLOCK_STEP + key % PANEL / 16 * TILE;
+                for (int64_t j = 0; j < 16; ++j) store(reinterpret_cast<float*>(tile + j * 32), square[j]);
+            }
+    }
+
+    static PENSTOCK_INLINE Vec load_pairs_some(const Segment<uint16_t>& segment, int64_t key, int64_t i) {
+        const int64_t left = segment.a.width - i;
+        if (key >= segment.count) return Vec{};
+        const uint16_t* from = segment.row(segment.a.keys, key) + i;
+        if (left >= STEP) return load(reinterpret_cast<const float*>(from));
+        uint16_t line[STEP] = {};
+        std::memcpy(line, from, static_cast<size_t>(left) * 2);
+        return load(reinterpret_cast<const float*>(line));
+    }
+
+    // A row of a tile is two keys' values side by side, for 16 positions along the width.
+    static void pack_values(const Segment<uint16_t>& segment, uint16_t* right) {
+        const int64_t width = segment.a.width, steps = ceil_div(segment.count, STEP);
+        for (int64_t key = 0; key < steps * STEP; key += 2)
+            for (int64_t i = 0; i < ceil_div(width, PANEL) * PANEL; i += 16) {
+                const BitVec first = (BitVec)value(segment, key, i) >> 16, second = (BitVec)value(segment, key + 1, i);
+                uint16_t* tile = right + (i / PANEL * steps + key / STEP) * BLOCK_STEP + i % PANEL / 16 * TILE;
+                store(reinterpret_cast<float*>(tile + key % STEP / 2 * 32), (Vec)(first | second));
+            }
+    }
+
+    static PENSTOCK_INLINE Vec value(const Segment<uint16_t>& segment, int64_t key, int64_t i) {
+        if (key >= segment.count) return Vec{};
+        return load_some(segment.row(segment.a.values, key) + i, segment.a.width - i);
+    }
+
+    static void multiply(
+        const uint16_t* left, int64_t row, int64_t rows, const uint16_t* panel, float* out, int64_t k) {
+        const int64_t steps = ceil_div(k, STEP);
+        const uint16_t* x = left + row / BLOCK * steps * BLOCK_STEP;
+        const auto kernel = rows - row <= 16 ? penstock::multiply<true, false> : penstock::multiply<false, false>;
+        kernel(x, panel, out, steps, true);
+    }
+};
+
+}  // namespace
+
+void attention_amx(Context& context, const Attention& a) { attend_all<TileUnit, uint16_t>(context, a); }
+
+}  // namespace penstock

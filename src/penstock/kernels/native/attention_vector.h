@@ -1,0 +1,78 @@
+// Attention with vector instructions: keys, values and weights are float32, whatever the cache holds.
+#pragma once
+
+#include "attention.h"
+#include "gemm_vector.h"
+
+namespace penstock {
+namespace {
+
+struct VectorUnit {
+    using Number = float;
+    static constexpr int64_t ROWS = MAX_ROWS;
+    static void begin() {}
+    static void end() {}
+    static int64_t height(int64_t left) { return block_rows(left); }
+    static int64_t size(int64_t rows, int64_t k) { return ceil_div(rows, MAX_ROWS) * MAX_ROWS * k; }
+    static int64_t panel_size(int64_t k) { return k * PANEL; }
+    static Vec weight(Vec v) { return v; }
+
+    // To [k][block rows] for each block.
+    static void lay_out(const float* panels, int64_t padded, int64_t rows, int64_t k, float* left) {
+        for (int64_t first = 0; first < rows; first += MAX_ROWS) {
+            const int64_t height = block_rows(rows - first);
+            float* to = left + first * k;
+            for (int64_t i = 0; i < k; ++i)
+                for (int64_t r = 0; r < height; ++r) {
+                    const float* from = panels + (i / PANEL * padded + first + r) * PANEL + i % PANEL;
+                    to[i * height + r] = first + r < rows ? *from : 0.0F;
+                }
+        }
+    }
+
+    // Keys are the columns: LANES of them at a time are turned, a vector of the head's width at a time.
+    template <class T>
+    static void pack_keys(const Segment<T>& segment, float* right) {
+        const int64_t width = segment.a.width;
+        for (int64_t key = 0; key < ceil_div(segment.count, PANEL) * PANEL; key += LANES) {
+            float* panel = right + key / PANEL * panel_size(width) + key % PANEL;
+            for (int64_t i = 0; i < width; i += LANES) {
+                Vec square[LANES];
+                for (int64_t j = 0; j < LANES; ++j)
+                    square[j] = key + j < segment.count
+                                    ? load_some(segment.row(segment.a.keys, key + j) + i, width - i)
+                                    : Vec{};
+                turn(square);
+                for (int64_t j = 0; j < at_most(LANES, width - i); ++j) store(panel + (i + j) * PANEL, square[j]);
+            }
+        }
+    }
+
+    template <class T>
+    static void pack_values(const Segment<T>& segment, float* right) {
+        const int64_t width = segment.a.width;
+        for (int64_t key = 0; key < segment.count; ++key) {
+            const T* row = segment.row(segment.a.values, key);
+            for (int64_t i = 0; i < ceil_div(width, PANEL) * PANEL; i += LANES) {
+                float* panel = right + i / PANEL * panel_size(segment.count);
+                store(panel + key * PANEL + i % PANEL, load_some(row + i, width - i));
+            }
+        }
+    }
+
+    static void multiply(const float* left, int64_t row, int64_t rows, const float* panel, float* out, int64_t k) {
+        const float* x = left + row * k;
+        const int64_t height = block_rows(rows - row);
+        if (height == MAX_ROWS) penstock::multiply<MAX_ROWS>(x, panel, out, k);
+        if (height == 3) penstock::multiply<3>(x, panel, out, k);
+        if (height == 1) penstock::multiply<1>(x, panel, out, k);
+    }
+};
+
+template <class T>
+void attention(Context& context, const Attention& a) {
+    attend_all<VectorUnit, T>(context, a);
+}
+
+}  // namespace
+}  // namespace penstock

@@ -1,0 +1,40 @@
+// The end of every product, whatever computed it: float32 sums to the output, with the bias and what is added to it, rounded once.
+#pragma once
+
+#include "ops.h"
+#include "vectors.h"
+
+namespace {
+
+using penstock::PANEL;
+using penstock::Product;
+
+template <class T, class Out>
+PENSTOCK_INLINE void finish_row(const float* sums, const float* bias, const T* residual, Out* out, int64_t columns) {
+    for (int64_t c = 0; c < columns; c += LANES) {
+        Vec v = load(sums + c);
+        if (bias) v += load(bias + c);
+        if (residual) v += load_some(residual + c, columns - c);
+        store_some(out + c, v, columns - c);
+    }
+}
+
+template <class T, class Out>
+void finish_rows(const Product& p, const float* sums, int64_t panel, int64_t row, int64_t count) {
+    const float* bias = p.bias ? p.bias + panel * PANEL : nullptr;
+    const int64_t columns = penstock::at_most(p.n - panel * PANEL, PANEL);
+    for (int64_t r = 0; r < count; ++r) {
+        const int64_t at = (row + r) * p.out_stride + panel * PANEL;
+        const T* residual = p.residual ? static_cast<const T*>(p.residual) + at : nullptr;
+        finish_row(sums + r * PANEL, bias, residual, static_cast<Out*>(p.out) + at, columns);
+    }
+}
+
+// Writes sums [count][PANEL] of one panel to rows `row` .. `row + count` of the output. T: the numbers of x.
+template <class T>
+void finish(const Product& p, const float* sums, int64_t panel, int64_t row, int64_t count) {
+    if (p.out_type == penstock::FLOAT32) return finish_rows<T, float>(p, sums, panel, row, count);
+    finish_rows<T, uint16_t>(p, sums, panel, row, count);
+}
+
+}  // namespace

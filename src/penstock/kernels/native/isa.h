@@ -1,0 +1,12 @@
+// The instruction sets that the library has kernels for, and which of them this processor and system can run.
+#pragma once
+
+namespace penstock {
+
+// In order: each set includes those before it. The numbers are part of the C interface (see native.py).
+enum Isa : int { PORTABLE = 0, AVX2 = 1, AVX512 = 2, AVX512_BF16 = 3, AMX = 4 };
+
+// The best set that can run here and is not above `cap`. Asks the system for AMX tiles only when `cap` allows them.
+Isa best_isa(int cap);
+
+}  // namespace penstock

@@ -1,0 +1,11 @@
+// The kernels that use AMX tiles, all for bfloat16.
+#pragma once
+
+#include "ops.h"
+
+namespace penstock {
+
+void linear_amx(Context& context, const Product& p);
+void attention_amx(Context& context, const Attention& a);
+
+}  // namespace penstock

@@ -1,0 +1,29 @@
+// A decoder layer: the order of its kernels, and the memory between them.
+#include "layer.h"
+
+namespace penstock {
+
+void attend(Context& context, const Attention* sets, int64_t count) {
+    for (int64_t i = 0; i < count; ++i) context.kernels.attention[sets[i].type](context, sets[i]);
+}
+
+void run_layer(Context& context, Layer& layer) {
+    const Type type = layer.qkv.type;
+    const auto linear = context.kernels.linear[type];
+    const auto bytes = static_cast<size_t>(layer.qkv.rows) * (type == FLOAT32 ? 4 : 2);
+    layer.qkv.out = layer.heads.fused = context.fused.reserve(bytes * static_cast<size_t>(layer.qkv.n));
+    layer.out.x = context.mixed.reserve(bytes * static_cast<size_t>(layer.out.k));
+    layer.down.x = layer.gate_up.out = context.hidden.reserve(bytes * static_cast<size_t>(layer.gate_up.n));
+    for (int64_t i = 0; i < layer.num_sets; ++i) {
+        layer.sets[i].query = layer.heads.fused;  // queries come first in each row
+        layer.sets[i].out = const_cast<void*>(layer.out.x);
+    }
+    linear(context, layer.qkv);
+    context.kernels.heads[type](context, layer.heads);
+    attend(context, layer.sets, layer.num_sets);
+    linear(context, layer.out);
+    linear(context, layer.gate_up);
+    linear(context, layer.down);
+}
+
+}  // namespace penstock

@@ -1,0 +1,93 @@
+// The C interface: raw addresses in, a status out. Nothing here computes.
+#include <unistd.h>
+
+#include <new>
+#include <system_error>
+
+#include "layer.h"
+#include "ops.h"
+#include "packing.h"
+
+#define PENSTOCK_API extern "C" __attribute__((visibility("default")))
+
+using namespace penstock;
+
+namespace {
+
+// Part of the interface (see native.py).
+enum Status : int { DONE = 0, FORKED = 1, OUT_OF_MEMORY = 2 };
+
+Kernels kernels_of(Isa isa) {
+#if defined(__x86_64__)
+    if (isa == AMX) return amx_kernels();
+    if (isa == AVX512_BF16) return avx512_bf16_kernels();
+    if (isa == AVX512) return avx512_kernels();
+    if (isa == AVX2) return avx2_kernels();
+#else
+    (void)isa;
+#endif
+    return portable_kernels();
+}
+
+// Runs `body` alone in its context. A forked child would wait for ever for threads that it does not have.
+template <class Body>
+int guarded(Context* context, Body&& body) {
+    if (getpid() != context->owner) return FORKED;
+    std::lock_guard<std::mutex> lock(context->in_use);
+    try {
+        body();
+    } catch (const std::bad_alloc&) {
+        return OUT_OF_MEMORY;
+    }
+    return DONE;
+}
+
+}  // namespace
+
+PENSTOCK_API int penstock_best_isa(int cap) { return best_isa(cap); }
+
+// A context with `threads` threads and the kernels of `isa`, which must be one that `penstock_best_isa` allows; null
+// where the system gives no more threads or memory.
+PENSTOCK_API Context* penstock_open(int isa, int threads) {
+    const Isa set = best_isa(isa);
+    try {
+        return new Context(set, kernels_of(set), threads, getpid());
+    } catch (const std::bad_alloc&) {
+        return nullptr;
+    } catch (const std::system_error&) {
+        return nullptr;
+    }
+}
+
+PENSTOCK_API void penstock_close(Context* context) {
+    if (getpid() == context->owner) delete context;
+}
+
+PENSTOCK_API int64_t penstock_packed_size(int64_t n, int64_t k, int type) {
+    return packed_size(n, k, static_cast<Type>(type));
+}
+
+PENSTOCK_API int penstock_pack(Context* context, const void* w, void* packed, int64_t n, int64_t k, int type) {
+    return guarded(context, [&] { pack(context->pool, w, packed, n, k, static_cast<Type>(type)); });
+}
+
+PENSTOCK_API int penstock_gather(
+    Context* context, const void* packed, const int64_t* rows, void* out, int64_t count, int64_t k, int type) {
+    return guarded(context, [&] { gather_rows(context->pool, packed, rows, count, out, k, static_cast<Type>(type)); });
+}
+
+PENSTOCK_API int penstock_linear(Context* context, const Product* product) {
+    return guarded(context, [&] { context->kernels.linear[product->type](*context, *product); });
+}
+
+PENSTOCK_API int penstock_prepare(Context* context, const Product* product) {
+    return guarded(context, [&] { context->kernels.prepare[product->type](*context, *product); });
+}
+
+PENSTOCK_API int penstock_attention(Context* context, const Attention* sets, int64_t count) {
+    return guarded(context, [&] { attend(*context, sets, count); });
+}
+
+PENSTOCK_API int penstock_layer(Context* context, Layer* layer) {
+    return guarded(context, [&] { run_layer(*context, *layer); });
+}

@@ -1,0 +1,115 @@
+// What the kernels compute, as plain data: one struct an op, and the table of kernels that each instruction set fills.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "isa.h"
+#include "memory.h"
+#include "pool.h"
+
+namespace penstock {
+
+constexpr int64_t PANEL = 32;  // columns of a packed weight that lie together
+constexpr int64_t STEP = 32;   // positions along K of one tile product; packed bfloat16 weights are padded to it
+
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+inline int64_t at_most(int64_t a, int64_t limit) { return a < limit ? a : limit; }
+
+// A type of number as the C interface numbers it.
+enum Type : int { FLOAT32 = 0, BFLOAT16 = 1 };
+
+struct Context;
+
+// What happens to a row of x before it is multiplied, while it is laid out for the kernel anyway.
+enum Prepare : int { AS_IS = 0, RMS_NORM = 1, LAYER_NORM = 2, SWIGLU = 3, GELU_TANH = 4 };
+
+// out [rows, n] = x [rows, k] times a packed weight, plus bias, plus residual. See packing.h for the packed layouts.
+struct Product {
+    const void* x;         // of `type`; rows are `x_stride` elements apart; [rows, 2 k] for SWIGLU, gate before up
+    const void* weight;    // of `type`, packed
+    const float* bias;     // [panels * PANEL], or null
+    const void* residual;  // of `type`, laid out as out, or null; may be out itself
+    const void* scale;     // of `type`, [k]: a norm's; and its
+    const void* shift;     // bias
+    void* out;             // of `out_type`; rows are `out_stride` elements apart
+    int64_t rows, n, k, x_stride, out_stride;
+    float eps;
+    Prepare prepare;
+    Type type, out_type;
+};
+
+// Query and key heads of a step's rows, normed and turned in place, then keys and values stored in the cache.
+struct Heads {
+    void* fused;                      // [rows, heads + 2 kv_heads, width]
+    const void *q_scale, *k_scale;    // [width], or null
+    const float *cosine, *sine;       // [rows, width / 2], or null
+    const int64_t *blocks, *offsets;  // [rows]: where a row's keys and values go
+    void *keys, *values;              // [blocks, kv_heads, block_tokens, width]
+    int64_t rows, heads, kv_heads, width, block_tokens;
+    float eps;
+    Type type;
+};
+
+// Causal attention for tiles of consecutive queries of one sequence each.
+struct Attention {
+    const void* query;                // rows [heads, width], `query_stride` elements apart
+    const void *keys, *values;        // [blocks, kv_heads, block_tokens, width]
+    void* out;                        // rows [heads, width], `out_stride` elements apart
+    const int64_t *rows, *positions;  // [tiles, queries]; position -1: no query, and none behind it
+    const int64_t* tables;            // [tiles, table_blocks]
+    int64_t tiles, queries, table_blocks, query_stride, out_stride, heads, kv_heads, width, block_tokens;
+    float scale;
+    Type type;
+};
+
+// A decoder layer, in the order in which it runs.
+struct Layer {
+    Product qkv;
+    Heads heads;
+    Attention* sets;
+    int64_t num_sets;
+    Product out, gate_up, down;
+};
+
+// The kernels of one instruction set, each for float32 and bfloat16, numbered as Type.
+struct Kernels {
+    void (*linear[2])(Context&, const Product&);
+    void (*prepare[2])(Context&, const Product&);  // out [rows, k]: the rows of x as `linear` would multiply them
+    void (*heads[2])(Context&, const Heads&);
+    void (*attention[2])(Context&, const Attention&);
+};
+
+Kernels portable_kernels();
+#if defined(__x86_64__)
+Kernels avx2_kernels();
+Kernels avx512_kernels();
+Kernels avx512_bf16_kernels();
+Kernels amx_kernels();
+#endif
+
+// Everything that a call needs and that outlives it.
+struct Context {
+    Isa isa;
+    Kernels kernels;
+    Pool pool;
+    int owner;               // the process that opened it: a forked child has the memory but not the threads
+    std::mutex in_use;       // one call at a time: they share the working memory
+    Memory rows;              // rows of x, laid out for the kernels
+    Memory fused, mixed, hidden;  // what is between the products of a layer
+    std::vector<Memory> own;  // each thread's
+
+    Context(Isa set, const Kernels& table, int threads, int process)
+        : isa(set), kernels(table), pool(threads), owner(process), own(static_cast<size_t>(threads)) {}
+
+    // Every thread's own memory at this size. Before a run: a worker has nobody to tell that there is none.
+    void reserve_own(int64_t bytes) {
+        for (auto& memory : own) memory.reserve(static_cast<size_t>(bytes));
+    }
+    template <class T>
+    T* own_array(int thread) {
+        return static_cast<T*>(own[static_cast<size_t>(thread)].reserve(0));
+    }
+};
+
+}  // namespace penstock

@@ -1,0 +1,61 @@
+#include "packing.h"
+
+#include <cstring>
+
+namespace penstock {
+namespace {
+
+int64_t depth(int64_t k, Type type) { return type == FLOAT32 ? k : ceil_div(k, STEP) * STEP; }
+
+// Where element (column, k) of a panel lies.
+int64_t place(int64_t column, int64_t k, Type type) {
+    if (type == FLOAT32) return k * PANEL + column;
+    const int64_t tile = (k / STEP) * 2 + column / 16;
+    return tile * TILE + (k % STEP) / 2 * 32 + (column % 16) * 2 + k % 2;
+}
+
+template <class T>
+void pack_panel(const T* w, T* panel, int64_t columns, int64_t k, Type type) {
+    std::memset(panel, 0, sizeof(T) * static_cast<size_t>(depth(k, type) * PANEL));
+    for (int64_t at = 0; at < k; at += STEP) {  // a tile at a time, so that its lines stay in the cache
+        const int64_t end = at_most(at + STEP, k);
+        for (int64_t column = 0; column < columns; ++column)
+            for (int64_t i = at; i < end; ++i) panel[place(column, i, type)] = w[column * k + i];
+    }
+}
+
+template <class T>
+void pack_as(Pool& pool, const T* w, T* packed, int64_t n, int64_t k, Type type) {
+    const int64_t size = depth(k, type) * PANEL;
+    pool.each(ceil_div(n, PANEL), [=](int64_t panel) {
+        const int64_t columns = at_most(n - panel * PANEL, PANEL);
+        pack_panel(w + panel * PANEL * k, packed + panel * size, columns, k, type);
+    });
+}
+
+template <class T>
+void gather_as(Pool& pool, const T* packed, const int64_t* rows, int64_t count, T* out, int64_t k, Type type) {
+    const int64_t size = depth(k, type) * PANEL;
+    pool.each(count, [=](int64_t i) {
+        const T* panel = packed + rows[i] / PANEL * size;
+        for (int64_t at = 0; at < k; ++at) out[i * k + at] = panel[place(rows[i] % PANEL, at, type)];
+    });
+}
+
+}  // namespace
+
+int64_t packed_size(int64_t n, int64_t k, Type type) { return ceil_div(n, PANEL) * PANEL * depth(k, type); }
+
+void pack(Pool& pool, const void* w, void* packed, int64_t n, int64_t k, Type type) {
+    prefer_huge_pages(packed, static_cast<size_t>(packed_size(n, k, type)) * (type == FLOAT32 ? 4 : 2));
+    if (type == FLOAT32) return pack_as(pool, static_cast<const float*>(w), static_cast<float*>(packed), n, k, type);
+    pack_as(pool, static_cast<const uint16_t*>(w), static_cast<uint16_t*>(packed), n, k, type);
+}
+
+void gather_rows(Pool& pool, const void* packed, const int64_t* rows, int64_t count, void* out, int64_t k, Type type) {
+    if (type == FLOAT32)
+        return gather_as(pool, static_cast<const float*>(packed), rows, count, static_cast<float*>(out), k, type);
+    gather_as(pool, static_cast<const uint16_t*>(packed), rows, count, static_cast<uint16_t*>(out), k, type);
+}
+
+}  // namespace penstock

@@ -1,0 +1,120 @@
+#include "pool.h"
+
+#include <chrono>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace penstock {
+namespace {
+
+// Between two ops of a step a worker waits some microseconds: shorter than a sleep and a wake-up take. After that it
+// sleeps: spinning threads take the cores from whoever else computes.
+constexpr auto SPIN = std::chrono::microseconds(40);
+constexpr int LOOKS_AT_ONCE = 64;  // between two looks at the clock
+
+void pause_briefly() {
+#if defined(__x86_64__)
+    _mm_pause();
+#endif
+}
+
+// The rounding mode and the treatment of denormal numbers are a thread's own: a worker takes the caller's.
+unsigned get_float_state() {
+#if defined(__x86_64__)
+    return _mm_getcsr() & ~0x3fU;  // without the sticky exception flags
+#else
+    return 0;
+#endif
+}
+
+void set_float_state(unsigned state) {
+#if defined(__x86_64__)
+    _mm_setcsr(state);
+#else
+    (void)state;
+#endif
+}
+
+template <class Done>
+bool spin_until(Done&& done) {
+    const auto end = std::chrono::steady_clock::now() + SPIN;
+    do {
+        for (int look = 0; look < LOOKS_AT_ONCE; ++look) {
+            if (done()) return true;
+            pause_briefly();
+        }
+    } while (std::chrono::steady_clock::now() < end);
+    return false;
+}
+
+}  // namespace
+
+Tasks::Tasks(int64_t count) : count_(count) {}
+
+int64_t Tasks::take() {
+    const int64_t task = next_.fetch_add(1, std::memory_order_relaxed);
+    return task < count_ ? task : -1;
+}
+
+Pool::Pool(int threads) {
+    for (int thread = 1; thread < threads; ++thread) workers_.emplace_back([this, thread] { serve(thread); });
+}
+
+Pool::~Pool() {
+    {
+        std::lock_guard<std::mutex> lock(mutex_);
+        stopping_ = true;
+    }
+    called_.notify_all();
+    for (auto& worker : workers_) worker.join();
+}
+
+void Pool::start(const Call& call, int64_t count) {
+    if (count <= 1 || workers_.empty()) {
+        call.invoke(call.body, *call.tasks, 0);
+        return;
+    }
+    {
+        std::lock_guard<std::mutex> lock(mutex_);
+        call_ = call;
+        float_state_ = get_float_state();
+        busy_.store(static_cast<int>(workers_.size()), std::memory_order_relaxed);
+        calls_.fetch_add(1, std::memory_order_release);
+    }
+    called_.notify_all();
+    call.invoke(call.body, *call.tasks, 0);
+    wait_for_workers();
+}
+
+// The call lives on the caller's stack, so every worker must be out of it, not only out of tasks.
+void Pool::wait_for_workers() {
+    const auto done = [this] { return busy_.load(std::memory_order_acquire) == 0; };
+    if (spin_until(done)) return;
+    std::unique_lock<std::mutex> lock(mutex_);
+    finished_.wait(lock, done);
+}
+
+bool Pool::await_call(uint64_t seen) {
+    const auto ready = [this, seen] { return calls_.load(std::memory_order_acquire) != seen || stopping_.load(); };
+    if (!spin_until(ready)) {
+        std::unique_lock<std::mutex> lock(mutex_);
+        called_.wait(lock, ready);
+    }
+    return !stopping_.load();
+}
+
+void Pool::serve(int thread) {
+    for (uint64_t seen = 0; await_call(seen);) {
+        ++seen;  // no call begins before the last one has ended on every worker
+        set_float_state(float_state_);
+        call_.invoke(call_.body, *call_.tasks, thread);
+        if (busy_.fetch_sub(1, std::memory_order_acq_rel) == 1) {
+            std::lock_guard<std::mutex> lock(mutex_);
+            finished_.notify_one();
+        }
+    }
+}
+
+}  // namespace penstock

@@ -1,0 +1,73 @@
+// One team of threads that owns the cores while the library computes: the caller and `threads - 1` workers.
+// Which thread takes which task is open; so no task's numbers may depend on it.
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+namespace penstock {
+
+// The tasks of one run, handed out in order; a thread that the system has paused takes fewer.
+class Tasks {
+  public:
+    explicit Tasks(int64_t count);
+    // The next task's number, or -1 when all are taken.
+    int64_t take();
+
+  private:
+    const int64_t count_;
+    std::atomic<int64_t> next_{0};
+};
+
+class Pool {
+  public:
+    explicit Pool(int threads);
+    ~Pool();
+    Pool(const Pool&) = delete;
+    Pool& operator=(const Pool&) = delete;
+
+    int threads() const { return static_cast<int>(workers_.size()) + 1; }
+
+    // Calls work(tasks, thread) on every thread that is of use and returns when all tasks are done.
+    template <class Work>
+    void run(int64_t count, Work&& work) {
+        Tasks tasks(count);
+        Call call{&tasks, &work, [](void* body, Tasks& all, int thread) { (*static_cast<Work*>(body))(all, thread); }};
+        start(call, count);
+    }
+
+    // Calls work(task) for every task.
+    template <class Work>
+    void each(int64_t count, Work&& work) {
+        run(count, [&](Tasks& tasks, int) {
+            for (int64_t task; (task = tasks.take()) >= 0;) work(task);
+        });
+    }
+
+  private:
+    struct Call {
+        Tasks* tasks;
+        void* body;
+        void (*invoke)(void*, Tasks&, int);
+    };
+
+    void start(const Call& call, int64_t count);
+    void wait_for_workers();
+    void serve(int thread);
+    bool await_call(uint64_t seen);
+
+    std::vector<std::thread> workers_;
+    std::mutex mutex_;
+    std::condition_variable called_, finished_;
+    std::atomic<uint64_t> calls_{0};  // counts calls; a worker that sees a new number has work
+    std::atomic<int> busy_{0};
+    std::atomic<bool> stopping_{false};
+    Call call_{};
+    unsigned float_state_ = 0;
+};
+
+}  // namespace penstock

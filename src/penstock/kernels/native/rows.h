@@ -1,0 +1,137 @@
+// What happens to single rows: norms, activations, rotation. Included once for each instruction set.
+//
+// A row's sums run over vectors from its beginning, so they depend on its width alone. Formulas as in reference.py.
+#pragma once
+
+#include <cmath>
+
+#include "ops.h"
+#include "vectors.h"
+
+namespace penstock {
+namespace {
+
+template <class T>
+void rms_norm(const T* x, const T* scale, T* out, int64_t width, float eps) {
+    Vec squares{};
+    for (int64_t i = 0; i < width; i += LANES) {
+        const Vec v = load_some(x + i, width - i);
+        squares = fma(v, v, squares);
+    }
+    const float inverse = 1.0F / std::sqrt(total(squares) / static_cast<float>(width) + eps);
+    for (int64_t i = 0; i < width; i += LANES) {
+        const Vec normed = rounded<T>(load_some(x + i, width - i) * inverse);
+        store_some(out + i, normed * load_some(scale + i, width - i), width - i);
+    }
+}
+
+template <class T>
+void layer_norm(const T* x, const T* scale, const T* shift, T* out, int64_t width, float eps) {
+    Vec sum{};
+    for (int64_t i = 0; i < width; i += LANES) sum += load_some(x + i, width - i);
+    const float mean = total(sum) / static_cast<float>(width);
+    Vec squares{};
+    for (int64_t i = 0; i < width; i += LANES) {
+        // Behind the end of the row there is no distance from the mean.
+        const Vec centred = load_some(x + i, width - i) - splat_some(mean, width - i);
+        squares = fma(centred, centred, squares);
+    }
+    const float inverse = 1.0F / std::sqrt(total(squares) / static_cast<float>(width) + eps);
+    for (int64_t i = 0; i < width; i += LANES) {
+        const int64_t left = width - i;
+        const Vec normed = (load_some(x + i, left) - mean) * inverse;
+        store_some(out + i, normed * load_some(scale + i, left) + load_some(shift + i, left), left);
+    }
+}
+
+// silu(gate) * up for x = gate [width], up [width].
+template <class T>
+void swiglu(const T* x, T* out, int64_t width) {
+    for (int64_t i = 0; i < width; i += LANES) {
+        const Vec gate = load_some(x + i, width - i);
+        store_some(out + i, gate * sigmoid(gate) * load_some(x + width + i, width - i), width - i);
+    }
+}
+
+template <class T>
+void gelu_tanh(const T* x, T* out, int64_t width) {
+    for (int64_t i = 0; i < width; i += LANES) {
+        const Vec v = load_some(x + i, width - i);
+        const Vec u = (v * v * v * 0.044715F + v) * 0.7978845608028654F;
+        store_some(out + i, v * sigmoid(u * 2.0F), width - i);
+    }
+}
+
+// Pairs (i, i + width / 2) of x, turned in place.
+template <class T>
+void rotate(T* x, const float* cosine, const float* sine, int64_t width) {
+    const int64_t half = width / 2;
+    for (int64_t i = 0; i < half; i += LANES) {
+        const int64_t left = half - i;
+        const Vec first = load_some(x + i, left), second = load_some(x + half + i, left);
+        const Vec c = load_some(cosine + i, left), s = load_some(sine + i, left);
+        store_some(x + i, first * c - second * s, left);
+        store_some(x + half + i, second * c + first * s, left);
+    }
+}
+
+// Row `row` of x as it is multiplied: x itself, or what was made of it in `buffer` [k].
+template <class T>
+const T* prepare_row(const Product& p, int64_t row, T* buffer) {
+    const T* x = static_cast<const T*>(p.x) + row * p.x_stride;
+    const T *scale = static_cast<const T*>(p.scale), *shift = static_cast<const T*>(p.shift);
+    if (p.prepare == AS_IS) return x;
+    if (p.prepare == RMS_NORM) rms_norm(x, scale, buffer, p.k, p.eps);
+    if (p.prepare == LAYER_NORM) layer_norm(x, scale, shift, buffer, p.k, p.eps);
+    if (p.prepare == SWIGLU) swiglu(x, buffer, p.k);
+    if (p.prepare == GELU_TANH) gelu_tanh(x, buffer, p.k);
+    return buffer;
+}
+
+constexpr int64_t ROWS_A_TASK = 4;
+
+// Calls lay(row, x) for rows 0 .. padded, each prepared; x is null for those that are not there.
+template <class T, class Lay>
+void lay_rows(Context& context, const Product& p, int64_t padded, Lay&& lay) {
+    context.reserve_own(p.k * static_cast<int64_t>(sizeof(T)));
+    context.pool.run(ceil_div(padded, ROWS_A_TASK), [&](Tasks& tasks, int thread) {
+        T* buffer = context.own_array<T>(thread);
+        for (int64_t task; (task = tasks.take()) >= 0;)
+            for (int64_t row = task * ROWS_A_TASK; row < at_most((task + 1) * ROWS_A_TASK, padded); ++row)
+                lay(row, row < p.rows ? prepare_row(p, row, buffer) : nullptr);
+    });
+}
+
+template <class T>
+void prepare(Context& context, const Product& p) {
+    context.pool.each(p.rows, [&](int64_t row) {
+        T* out = static_cast<T*>(p.out) + row * p.out_stride;
+        const T* made = prepare_row(p, row, out);
+        if (made != out) std::memcpy(out, made, static_cast<size_t>(p.k) * sizeof(T));
+    });
+}
+
+template <class T>
+void place_row(const Heads& h, int64_t row) {
+    T* heads = static_cast<T*>(h.fused) + row * (h.heads + 2 * h.kv_heads) * h.width;
+    for (int64_t i = 0; i < h.heads + h.kv_heads; ++i) {
+        T* x = heads + i * h.width;
+        const T* scale = static_cast<const T*>(i < h.heads ? h.q_scale : h.k_scale);
+        if (scale) rms_norm(x, scale, x, h.width, h.eps);
+        if (h.cosine) rotate(x, h.cosine + row * (h.width / 2), h.sine + row * (h.width / 2), h.width);
+    }
+    const T *keys = heads + h.heads * h.width, *values = keys + h.kv_heads * h.width;
+    for (int64_t i = 0; i < h.kv_heads; ++i) {
+        const int64_t to = ((h.blocks[row] * h.kv_heads + i) * h.block_tokens + h.offsets[row]) * h.width;
+        std::memcpy(static_cast<T*>(h.keys) + to, keys + i * h.width, static_cast<size_t>(h.width) * sizeof(T));
+        std::memcpy(static_cast<T*>(h.values) + to, values + i * h.width, static_cast<size_t>(h.width) * sizeof(T));
+    }
+}
+
+template <class T>
+void place_heads(Context& context, const Heads& h) {
+    context.pool.each(h.rows, [&](int64_t row) { place_row<T>(h, row); });
+}
+
+}  // namespace
+}  // namespace penstock

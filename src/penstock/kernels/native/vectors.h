@@ -1,0 +1,156 @@
+// Vectors of float32 as wide as the file that includes this is compiled for, and bfloat16 in and out of them.
+//
+// Everything is in an anonymous namespace: the same names are compiled for several instruction sets, and the linker
+// must never give one set's code to another. Products and sums round apart unless they say `fma`.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+#define PENSTOCK_INLINE inline __attribute__((always_inline))
+
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int LANES = 16;
+#elif defined(__AVX2__)
+constexpr int LANES = 8;
+#else
+constexpr int LANES = 4;
+#endif
+
+typedef float Vec __attribute__((vector_size(LANES * 4)));
+typedef int32_t IntVec __attribute__((vector_size(LANES * 4)));
+typedef uint32_t BitVec __attribute__((vector_size(LANES * 4)));
+typedef uint16_t HalfVec __attribute__((vector_size(LANES * 2)));
+
+PENSTOCK_INLINE Vec splat(float x) { return Vec{} + x; }
+
+PENSTOCK_INLINE Vec load(const float* from) {
+    Vec v;
+    std::memcpy(&v, from, sizeof v);
+    return v;
+}
+
+PENSTOCK_INLINE void store(float* to, Vec v) { std::memcpy(to, &v, sizeof v); }
+
+// a * b + c, rounded once where the instruction set can.
+PENSTOCK_INLINE Vec fma(Vec a, Vec b, Vec c) {
+#if defined(__AVX512F__)
+    return _mm512_fmadd_ps(a, b, c);
+#elif defined(__FMA__)
+    return _mm256_fmadd_ps(a, b, c);
+#else
+    return a * b + c;
+#endif
+}
+
+// bfloat16 is the upper half of float32.
+PENSTOCK_INLINE Vec load(const uint16_t* from) {
+    HalfVec half;
+    std::memcpy(&half, from, sizeof half);
+    return (Vec)(__builtin_convertvector(half, BitVec) << 16);
+}
+
+// The two neighbours along K of each column, from packed pairs.
+struct Pair {
+    Vec first, second;
+};
+
+PENSTOCK_INLINE Pair load_pairs(const uint16_t* from) {
+    BitVec pairs;
+    std::memcpy(&pairs, from, sizeof pairs);
+    return {(Vec)(pairs << 16), (Vec)(pairs & 0xffff0000U)};
+}
+
+// To the nearest, ties to even; a NaN stays one (its upper half could otherwise become infinity).
+PENSTOCK_INLINE void store(uint16_t* to, Vec v) {
+    const BitVec bits = (BitVec)v;
+    const BitVec rounded = bits + 0x7fffU + ((bits >> 16) & 1U);
+    const BitVec chosen = v == v ? rounded : (bits | 0x400000U);
+    const HalfVec half = __builtin_convertvector(chosen >> 16, HalfVec);
+    std::memcpy(to, &half, sizeof half);
+}
+
+// The first `count` numbers, zeros behind them; no more is read.
+template <class T>
+PENSTOCK_INLINE Vec load_some(const T* from, int64_t count) {
+    if (count >= LANES) return load(from);
+    T line[LANES] = {};
+    if (count > 0) std::memcpy(line, from, static_cast<size_t>(count) * sizeof(T));
+    return load(line);
+}
+
+PENSTOCK_INLINE IntVec lane_numbers() {
+    IntVec numbers{};
+    for (int i = 0; i < LANES; ++i) numbers[i] = i;
+    return numbers;
+}
+
+// x in the first `count` lanes, zeros behind them.
+PENSTOCK_INLINE Vec splat_some(float x, int64_t count) {
+    return lane_numbers() < static_cast<int32_t>(count) ? splat(x) : Vec{};
+}
+
+template <class T>
+PENSTOCK_INLINE void store_some(T* to, Vec v, int64_t count) {
+    if (count >= LANES) return store(to, v);
+    T line[LANES];
+    store(line, v);
+    std::memcpy(to, line, static_cast<size_t>(count) * sizeof(T));
+}
+
+// A vector as T would hold it.
+template <class T>
+PENSTOCK_INLINE Vec rounded(Vec v) {
+    T line[LANES];
+    store(line, v);
+    return load(line);
+}
+
+// Both by halves, so that the order depends on the width of a vector alone.
+PENSTOCK_INLINE float total(Vec v) {
+    float lane[LANES];
+    store(lane, v);
+    for (int half = LANES / 2; half; half /= 2)
+        for (int i = 0; i < half; ++i) lane[i] += lane[i + half];
+    return lane[0];
+}
+
+PENSTOCK_INLINE float highest(Vec v) {
+    float lane[LANES];
+    store(lane, v);
+    for (int half = LANES / 2; half; half /= 2)
+        for (int i = 0; i < half; ++i) lane[i] = lane[i] > lane[i + half] ? lane[i] : lane[i + half];
+    return lane[0];
+}
+
+// e to the x as in exact.py: the same operations in the same order, so the same bits on every instruction set.
+PENSTOCK_INLINE Vec exp(Vec x) {
+    constexpr float NEAREST = 12582912.0F;  // 1.5 * 2^23: adding it leaves no bits behind the point
+    x = x < -87.0F ? splat(-87.0F) : x;
+    x = x > 88.0F ? splat(88.0F) : x;
+    const Vec n = (x * 1.4426950408889634F + NEAREST) - NEAREST;
+    const Vec r = (x - n * 0.693145751953125F) - n * 1.42860682030941723212e-6F;
+    Vec power = splat(1.0F / 5040);
+    for (const float c : {1.0F / 720, 1.0F / 120, 1.0F / 24, 1.0F / 6, 0.5F, 1.0F, 1.0F}) power = power * r + c;
+    const IntVec exponent = __builtin_convertvector(n, IntVec) + 127;
+    return power * (Vec)(exponent << 23);
+}
+
+PENSTOCK_INLINE Vec sigmoid(Vec x) { return 1.0F / (exp(-x) + 1.0F); }
+
+PENSTOCK_INLINE float widen(float x) { return x; }
+
+PENSTOCK_INLINE float widen(uint16_t x) {
+    const uint32_t bits = static_cast<uint32_t>(x) << 16;
+    float wide;
+    std::memcpy(&wide, &bits, sizeof wide);
+    return wide;
+}
+
+}  // namespace

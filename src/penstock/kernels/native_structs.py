@@ -1,0 +1,159 @@
+"""The structs of the C interface (`native/ops.h`), and how tensors become their addresses and sizes.
+
+Owns what must hold before an address is passed: type, shape, contiguity, a CPU. A struct holds addresses only, so
+whoever makes one keeps its tensors alive until the call returns.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from penstock.kernels.reference import AttentionTiles, LayerRows
+from penstock.models.spec import DecoderSpec
+from penstock.weights import LayerWeights, Norm, Weight
+
+TYPES = {torch.float32: 0, torch.bfloat16: 1}  # as Type in native/ops.h
+ADDRESS, COUNT, INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
+
+
+AS_IS, RMS_NORM, LAYER_NORM, SWIGLU, GELU_TANH = range(5)  # as Prepare in native/ops.h
+
+
+class Product(ctypes.Structure):
+    """`Product` in native/ops.h."""
+
+    _fields_ = [
+        *((name, ADDRESS) for name in ("x", "weight", "bias", "residual", "scale", "shift", "out")),
+        *((name, COUNT) for name in ("rows", "n", "k", "x_stride", "out_stride")),
+        ("eps", ctypes.c_float),
+        *((name, INT) for name in ("prepare", "type", "out_type")),
+    ]
+
+
+class Heads(ctypes.Structure):
+    """`Heads` in native/ops.h."""
+
+    _fields_ = [
+        *((name, ADDRESS) for name in ("fused", "q_scale", "k_scale", "cosine", "sine", "blocks", "offsets")),
+        *((name, ADDRESS) for name in ("keys", "values")),
+        *((name, COUNT) for name in ("rows", "heads", "kv_heads", "width", "block_tokens")),
+        ("eps", ctypes.c_float),
+        ("type", INT),
+    ]
+
+
+class Attention(ctypes.Structure):
+    """`Attention` in native/ops.h."""
+
+    _fields_ = [
+        *((name, ADDRESS) for name in ("query", "keys", "values", "out", "rows", "positions", "tables")),
+        *((name, COUNT) for name in ("tiles", "queries", "table_blocks", "query_stride", "out_stride")),
+        *((name, COUNT) for name in ("heads", "kv_heads", "width", "block_tokens")),
+        ("scale", ctypes.c_float),
+        ("type", INT),
+    ]
+
+
+class Layer(ctypes.Structure):
+    """`Layer` in native/ops.h."""
+
+    _fields_ = [
+        ("qkv", Product),
+        ("heads", Heads),
+        ("sets", ADDRESS),
+        ("num_sets", COUNT),
+        *((name, Product) for name in ("out", "gate_up", "down")),
+    ]
+
+
+class Preparation(NamedTuple):
+    """What is done to a row before a product: one of the numbers above, and a norm's parameters."""
+
+    how: int = AS_IS
+    norm: Norm | None = None
+    eps: float = 0.0
+
+
+NOTHING = Preparation()
+
+
+def address(x: Tensor | None) -> int | None:
+    """Where a tensor's numbers begin; None for none."""
+    if x is None:
+        return None
+    assert x.is_contiguous(), f"a native kernel was given {list(x.shape)} with strides {x.stride()}"
+    assert x.device.type == "cpu", f"a native kernel was given a tensor on {x.device}"
+    return x.data_ptr()
+
+
+def product(rows: int, weight: Weight, first: Preparation = NOTHING, *, dtype: torch.dtype) -> Product:
+    """The product of `rows` rows of `dtype` with a packed weight, without the addresses of what goes in and out.
+
+    Raises:
+        ValueError: the weight is not packed, or of another type.
+    """
+    matrix = weight.parts["weight"]
+    if weight.format != "packed" or matrix.dtype != dtype:
+        raise ValueError(f"the weight is {weight.format} {matrix.dtype}; a packed one of {dtype} is needed")
+    n, k = weight.shape
+    made = Product(weight=address(matrix), bias=address(weight.parts.get("bias")), rows=rows, n=n, k=k, out_stride=n)
+    made.x_stride = 2 * k if first.how == SWIGLU else k
+    made.type = made.out_type = TYPES[dtype]
+    prepare(made, first)
+    return made
+
+
+def prepare(made: Product, first: Preparation) -> None:
+    """Put a preparation into a product."""
+    made.prepare, made.eps = first.how, first.eps
+    if first.norm is not None:
+        made.scale, made.shift = address(first.norm.weight), address(first.norm.bias)
+
+
+def attention_sets(
+    tiles: tuple[AttentionTiles, ...], keys: Tensor, values: Tensor, *, heads: int, query_stride: int
+) -> ctypes.Array[Attention]:
+    """A struct for each set of tiles, without the addresses of queries and results."""
+    _, kv_heads, block_tokens, width = keys.shape
+    sets = (Attention * len(tiles))()
+    for made, some in zip(sets, tiles, strict=True):
+        made.keys, made.values = address(keys), address(values)
+        made.rows, made.positions, made.tables = address(some.rows), address(some.positions), address(some.tables)
+        (made.tiles, made.queries), made.table_blocks = some.rows.shape, some.tables.shape[1]
+        made.query_stride, made.out_stride = query_stride, heads * width
+        made.heads, made.kv_heads, made.width, made.block_tokens = heads, kv_heads, width, block_tokens
+        made.scale, made.type = width**-0.5, TYPES[keys.dtype]
+    return sets
+
+
+def placement(weights: LayerWeights, rows: LayerRows, keys: Tensor, values: Tensor, *, spec: DecoderSpec) -> Heads:
+    """The norms, rotation and storing of heads, without the address of the heads."""
+    made = Heads(blocks=address(rows.blocks), offsets=address(rows.offsets), keys=address(keys), values=address(values))
+    if weights.q_norm is not None and weights.k_norm is not None:
+        made.q_scale, made.k_scale = address(weights.q_norm.weight), address(weights.k_norm.weight)
+    if rows.cosine is not None:
+        made.cosine, made.sine = address(rows.cosine), address(rows.sine)
+    made.rows, made.heads, made.kv_heads, made.width = rows.blocks.shape[0], spec.heads, spec.kv_heads, spec.head_dim
+    made.block_tokens, made.eps, made.type = keys.shape[2], spec.norm_eps, TYPES[keys.dtype]
+    return made
+
+
+def layer(
+    x: Tensor, weights: LayerWeights, rows: LayerRows, keys: Tensor, values: Tensor, *, spec: DecoderSpec
+) -> Layer:
+    """A layer that changes x [rows, hidden]; the library has memory for what is between its products."""
+    count, eps = x.shape[0], spec.norm_eps
+    norm = RMS_NORM if spec.norm == "rms" else LAYER_NORM
+    activation = Preparation(SWIGLU if spec.mlp == "swiglu" else GELU_TANH)
+    made = Layer(heads=placement(weights, rows, keys, values, spec=spec))
+    made.qkv = product(count, weights.qkv, Preparation(norm, weights.attention_norm, eps), dtype=x.dtype)
+    made.out = product(count, weights.out, dtype=x.dtype)
+    made.gate_up = product(count, weights.gate_up, Preparation(norm, weights.mlp_norm, eps), dtype=x.dtype)
+    made.down = product(count, weights.down, activation, dtype=x.dtype)
+    made.qkv.x = made.gate_up.x = address(x)
+    made.out.residual = made.out.out = made.down.residual = made.down.out = address(x)
+    return made

@@ -1,0 +1,265 @@
+"""Protects the native kernels: on every instruction set here they compute what the reference does, rows apart."""
+
+from __future__ import annotations
+
+import math
+import multiprocessing
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+
+from penstock.kernels import reference
+from penstock.kernels.native import Native, open_native
+from penstock.kernels.reference import AttentionTiles
+from penstock.kernels.table import TABLE, find_inexact_product, select
+from penstock.models.spec import DecoderSpec
+from penstock.step import Chunk
+from penstock.weights import Norm, Weight, dense
+from tests.models import GPT2, LLAMA, QWEN3, executor, last, native_isas, opened, plan
+
+pytestmark = pytest.mark.torch
+
+ISAS = native_isas()
+DTYPES = [torch.float32, torch.bfloat16]
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
+ROWS = 131
+
+
+def noise(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def native(isa: str, threads: int = 2) -> Native:
+    kernels = opened(isa, threads).native
+    assert kernels is not None
+    assert kernels.isa == isa
+    return kernels
+
+
+def odd_weight(out: int, inner: int, dtype: torch.dtype, *, bias: bool) -> Weight:
+    return dense(noise(out, inner, dtype=dtype) * inner**-0.5, noise(out, dtype=dtype, seed=1) if bias else None)
+
+
+def test_the_library_is_built_where_there_is_a_compiler() -> None:
+    assert ISAS, open_native(dtype="float32", threads=1).why_not
+
+
+def test_what_cannot_run_has_a_reason_and_the_reference_computes() -> None:
+    missing = open_native(dtype="float32", threads=1, library=Path("nowhere/libpenstock.so"))
+    assert missing.native is None
+    assert "was not built: install penstock where a C++ compiler (g++) is" in (missing.why_not or "")
+    for without in (missing, opened("reference"), open_native(dtype="float16", threads=1)):
+        selection = select("cpu", without)
+        assert set(selection.names.values()) == {"reference", "composed"}
+        assert selection.why_not_native == without.why_not
+    assert "this is cuda" in (select("cuda", opened("reference")).why_not_native or "")
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_the_table_chooses_native_kernels_and_names_their_instruction_set(isa: str) -> None:
+    selection = select("cpu", opened(isa))
+    assert selection.why_not_native is None
+    assert selection.not_row_exact == ()
+    for op, rows in TABLE.items():
+        assert selection.names[op] == (f"native-{isa}" if rows[0].native else rows[0].name)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("out", "inner"), [(1, 1), (50, 48), (331, 257), (33, 1055), (96, 2048)])
+@pytest.mark.parametrize("bias", [False, True])
+def test_linear_agrees_with_the_reference(isa: str, dtype: torch.dtype, out: int, inner: int, *, bias: bool) -> None:
+    weight = odd_weight(out, inner, dtype, bias=bias)
+    x = noise(ROWS, inner, dtype=dtype, seed=2)
+    kernels = native(isa)
+    packed = kernels.pack(weight)
+    wide = torch.nn.functional.linear(x.double(), weight.parts["weight"].double())
+    wide = wide + weight.parts["bias"].double() if bias else wide
+    ours = kernels.linear(x, packed, wide=True)
+    torch.testing.assert_close(ours.double(), wide, rtol=1e-5, atol=2e-5)
+    assert torch.equal(kernels.linear(x, packed), ours.to(dtype))
+    slow = reference.linear(x, weight).float()
+    torch.testing.assert_close(ours.to(dtype).float(), slow, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("out", "inner"), [(50, 48), (331, 257), (96, 2048)])
+def test_a_row_of_linear_has_the_same_bits_alone_anywhere_and_on_any_threads(
+    isa: str, dtype: torch.dtype, out: int, inner: int
+) -> None:
+    weight = odd_weight(out, inner, dtype, bias=True)
+    x = noise(ROWS, inner, dtype=dtype, seed=2)
+    several, one = native(isa), native(isa, 1)
+    packed = several.pack(weight)
+    assert torch.equal(packed.parts["weight"], one.pack(weight).parts["weight"])
+    together = several.linear(x, packed, wide=True)
+    assert torch.equal(one.linear(x, packed, wide=True), together)
+    for rows in range(1, ROWS):
+        assert torch.equal(several.linear(x[-rows:], packed, wide=True), together[-rows:])
+    order = torch.randperm(ROWS, generator=torch.Generator().manual_seed(3))
+    assert torch.equal(several.linear(x[order], packed, wide=True), together[order])
+    assert find_inexact_product(several.linear, [packed]) is None
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_many_rows_go_in_chunks_and_keep_their_bits(isa: str) -> None:
+    weight = odd_weight(40, 1024, torch.bfloat16, bias=False)
+    x = noise(1100, 1024, dtype=torch.bfloat16)
+    kernels = native(isa)
+    packed = kernels.pack(weight)
+    together = kernels.linear(x, packed)
+    assert torch.equal(kernels.linear(x[517:518], packed), together[517:518])
+    assert torch.equal(kernels.linear(x[1080:], packed), together[1080:])
+
+
+def test_no_rows_give_no_rows_and_what_does_not_fit_is_refused() -> None:
+    kernels = native(ISAS[-1])
+    packed = kernels.pack(odd_weight(50, 48, torch.float32, bias=True))
+    assert kernels.linear(torch.empty(0, 48), packed).shape == (0, 50)
+    with pytest.raises(ValueError, match=r"a packed one of torch\.bfloat16 is needed"):
+        kernels.linear(noise(2, 48, dtype=torch.bfloat16), packed)
+    with pytest.raises(ValueError, match=r"x is \[2, 47\] and the weight \[50, 48\]"):
+        kernels.linear(noise(2, 47), packed)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_packed_embedding_gives_its_rows_back(isa: str, dtype: torch.dtype) -> None:
+    weight = odd_weight(331, 77, dtype, bias=False)
+    kernels = native(isa)
+    tokens = torch.tensor([0, 330, 5, 5, 32, 31])
+    assert torch.equal(kernels.embed(tokens, kernels.pack(weight)), weight.parts["weight"][tokens])
+    assert torch.equal(kernels.embed(tokens, weight), weight.parts["weight"][tokens])
+    assert kernels.embed(tokens[:0], kernels.pack(weight)).shape == (0, 77)
+    with pytest.raises(IndexError, match="not in the vocabulary of 331"):
+        kernels.embed(torch.tensor([331]), kernels.pack(weight))
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("width", [1, 12, 64, 129, 1024])
+def test_norms_agree_with_the_reference(isa: str, dtype: torch.dtype, width: int) -> None:
+    x = noise(33, 2, width, dtype=dtype) * 3
+    norm = Norm(noise(width, dtype=dtype, seed=1), noise(width, dtype=dtype, seed=2))
+    kernels = native(isa)
+    for name in ("rms_norm", "layer_norm"):
+        ours, slow = getattr(kernels, name), getattr(reference, name)
+        fast, expected = ours(x, norm, eps=1e-6), slow(x, norm, eps=1e-6)
+        torch.testing.assert_close(fast.float(), expected.float(), rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+        assert torch.equal(ours(x[7:9], norm, eps=1e-6), ours(x, norm, eps=1e-6)[7:9])
+
+
+class Context(NamedTuple):
+    """A sequence of `length` positions in blocks in random order; every block that is not its own is NaN."""
+
+    keys: Tensor
+    values: Tensor
+    table: list[int]
+    plain: tuple[Tensor, Tensor]  # [length, kv_heads, width]
+
+    @classmethod
+    def of(cls, length: int, kv_heads: int, width: int, *, dtype: torch.dtype) -> Context:
+        plain = noise(length, kv_heads, width, dtype=dtype), noise(length, kv_heads, width, dtype=dtype, seed=1)
+        blocks = -(-length // 16)
+        table = torch.randperm(blocks + 5, generator=torch.Generator().manual_seed(4))[:blocks].tolist()
+        caches = []
+        for rows in plain:
+            cache = torch.full((blocks + 6, kv_heads, 16, width), math.nan, dtype=dtype)
+            for position in range(length):
+                cache[table[position // 16], :, position % 16] = rows[position]
+            caches.append(cache)
+        return cls(caches[0], caches[1], table, plain)
+
+    def tiles(self, positions: list[int], *, queries: int) -> AttentionTiles:
+        """One query a position, in tiles of `queries`; row i is the query of positions[i]."""
+        count = -(-len(positions) // queries)
+        padding = count * queries - len(positions)
+        rows = torch.arange(count * queries).clamp(max=len(positions) - 1).view(count, queries)
+        return AttentionTiles(
+            rows=rows,
+            positions=torch.tensor([*positions, *[-1] * padding]).view(count, queries),
+            tables=torch.tensor([self.table] * count),
+            num_segments=(1,) * count,
+            places=torch.arange(len(positions)),
+            targets=torch.arange(len(positions)),
+        )
+
+    def expected(self, query: Tensor, positions: list[int]) -> Tensor:
+        heads = query.shape[1]
+        k, v = (x.double().repeat_interleave(heads // x.shape[1], dim=1) for x in self.plain)
+        found = []
+        for row, position in enumerate(positions):
+            scores = torch.einsum("hd,phd->hp", query[row].double(), k[: position + 1]) * query.shape[2] ** -0.5
+            found.append(torch.einsum("hp,phd->hd", scores.softmax(-1), v[: position + 1]))
+        return torch.stack(found)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("heads", "kv_heads"), [(1, 1), (4, 2), (9, 3), (32, 1)])
+@pytest.mark.parametrize("width", [12, 64, 80, 96, 128, 256])
+@pytest.mark.parametrize("length", [1, 15, 128, 129, 300])
+def test_attention_agrees_with_a_plain_softmax_and_a_query_has_the_same_bits_in_any_tile(
+    isa: str, dtype: torch.dtype, heads: int, kv_heads: int, width: int, length: int
+) -> None:
+    context = Context.of(length, kv_heads, width, dtype=dtype)
+    positions = list(range(length)) if length < 100 else [*range(3, 60), *range(length - 9, length)]
+    query = noise(len(positions), heads, width, dtype=dtype, seed=2)
+    kernels, one = native(isa), native(isa, 1)
+
+    def attend(kernels: Native, rows: slice, queries: int) -> Tensor:
+        tiles = context.tiles(positions[rows], queries=queries)
+        return kernels.attention(query[rows], context.keys, context.values, tiles=(tiles,))
+
+    alone = attend(kernels, slice(None), 1)
+    tolerance = 2e-5 if dtype == torch.float32 else 2e-2
+    torch.testing.assert_close(alone.double(), context.expected(query, positions), rtol=tolerance, atol=tolerance)
+    runs = [slice(0, length)] if length < 100 else [slice(0, 57), slice(57, 66)]
+    for queries in (1, 7, 64):
+        for rows in runs:
+            assert torch.equal(attend(one if queries == 7 else kernels, rows, queries), alone[rows])
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("spec", [LLAMA, QWEN3, GPT2], ids=["llama", "qwen3", "gpt2"])
+def test_a_step_of_native_layers_gives_the_logits_of_the_reference(
+    isa: str, dtype: torch.dtype, spec: DecoderSpec
+) -> None:
+    tokens = torch.randint(spec.vocab, (150,), generator=torch.Generator().manual_seed(5)).tolist()
+    chunk = Chunk(1, 0, tuple(tokens), (tuple(range(10)),), last(149))
+    ours, slow = (
+        run.collect(run.submit(plan(chunk))).chunks[0].sampled[0]
+        for run in (executor(spec, dtype=dtype, native=opened(isa)), executor(spec, dtype=dtype))
+    )
+    reach = {torch.float32: 1e-4, torch.bfloat16: 0.15}[dtype]
+    ours_of = dict(ours.top)
+    assert all(abs(ours_of.get(token, value) - value) < reach for token, value in slow.top)
+    assert abs(ours.top[0][1] - slow.top[0][1]) < reach
+
+
+def _use(kernels: Native, weight: Weight, said: multiprocessing.Queue[str]) -> None:
+    try:
+        kernels.linear(torch.zeros(1, 48), weight)
+    except RuntimeError as error:
+        said.put(str(error))
+    else:
+        said.put("it computed")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+def test_a_forked_child_is_refused() -> None:
+    kernels = native(ISAS[-1])
+    packed = kernels.pack(odd_weight(50, 48, torch.float32, bias=True))
+    fork = multiprocessing.get_context("fork")
+    said: multiprocessing.Queue[str] = fork.Queue()
+    child = fork.Process(target=_use, args=(kernels, packed, said))
+    child.start()
+    assert "opened before this process was forked" in said.get(timeout=60)
+    child.join()
