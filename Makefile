@@ -5,7 +5,9 @@ READY := $(VENV)/ready
 
 .PHONY: demo test check clean
 
-$(READY): pyproject.toml constraints.txt
+NATIVE := setup.py $(wildcard src/penstock/kernels/native/*)
+
+$(READY): pyproject.toml constraints.txt $(NATIVE)
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
