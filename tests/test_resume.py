@@ -251,3 +251,27 @@ def test_a_half_done_job_under_another_dtype_is_refused_unless_accepted(model: P
     assert "dtype was float32 and is bfloat16" in err
     code, summary, _ = place.run("--dtype", "bfloat16", "--accept-numerics")
     assert (code, summary["done"], summary["row_exact"]) == (0, ROWS, False)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_500_rows_greedy_and_sampled_killed_and_resumed_end_with_the_same_bytes(tmp_path: Path, dtype: str) -> None:
+    rows = [
+        row(f"r{n}", f"the {'thing ' * (n % 9)}{n}", max_tokens=2 + n % 6, logprobs=n % 3, temperature=n % 2)
+        for n in range(500)
+    ]
+    write_rows(tmp_path / "in.jsonl", rows)
+    model = write_llama(tmp_path / "model", dtype=dtype)
+    whole, killed = new_place(model, "whole"), new_place(model, "killed")
+    assert whole.run("--dtype", dtype)[0] == 0
+    for after_s in (0.1, 0.3):
+        process = killed.start("--dtype", dtype)
+        assert killed.await_phase(Phase.STEP, process)
+        time.sleep(after_s)
+        process.kill()
+        process.communicate()
+        (killed.folder / "phase").unlink()
+    code, summary, _ = killed.run("--dtype", dtype)
+    assert (code, summary["row_exact"], summary["numerics"]["dtype"]) == (0, True, dtype)  # type: ignore[index]
+    assert summary["done"] == 500
+    assert int(str(summary["reused"])) > 0
+    assert killed.output.read_bytes() == whole.output.read_bytes()
