@@ -1,4 +1,4 @@
-"""Protects what is asked of a measured program: its answers among other lines, its deadline, its last words, its end."""
+"""Protects what a measured program is asked: its answers among other lines, its deadline, its last words, its end."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ def table(tasks: Sequence[Task], entrants: Sequence[Entrant], limits: Limits | N
     """The report for people."""
     own, *peers = entrants
     lines = [
-        f"{own.title}; every workload ran {_count(own, tasks)} times, this is the median run",
+        f"{own.title}; runs of every workload: {_count(own, tasks)}; shown is the median one",
         *_limit_lines(limits),
         "",
     ]
@@ -82,7 +82,7 @@ def _against(own: Entrant, peer: Entrant, tasks: Sequence[Task]) -> list[str]:
     if peer.why_not is not None:
         missing = [task.name for task in tasks if task not in compared]
         names = f" ({', '.join(missing)})" if compared and missing else ""
-        return [*lines, *_columns(rows), f"  not run {'to the end' if compared else ''}{names}: {peer.why_not}"]
+        return [*lines, *_columns(rows), f"  not run{' to the end' if compared else ''}{names}: {peer.why_not}"]
     return [*lines, *_columns(rows)]
 
 
