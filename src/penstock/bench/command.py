@@ -117,7 +117,9 @@ def _longest(rows: dict[str, list[Row]], checkpoint: Checkpoint) -> int:
 def _config(settings: Settings, checkpoint: Checkpoint, *, most_requests: int) -> EngineConfig:
     """As `penstock run` resolves it, but for the sequences at once: enough for the widest workload, for all engines."""
     if settings.device == "cuda":
-        raise ConfigError("--device is cuda and penstock bench measures CPUs only: its timers do not wait for a GPU")
+        raise ConfigError(
+            "the device is cuda and penstock bench measures CPUs only: its timers do not wait for a GPU; use cpu or auto"
+        )
     sequences = settings.max_sequences or min(MOST_SEQUENCES, most_requests)
     asked = {name: getattr(settings, name) for name in ("dtype", "kv_memory_bytes", "token_budget", "threads")}
     wanted = Settings(device="cpu", max_sequences=sequences, sources={"max-sequences": "the workloads"}, **asked)
