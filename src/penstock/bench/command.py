@@ -118,7 +118,7 @@ def _config(settings: Settings, checkpoint: Checkpoint, *, most_requests: int) -
     """As `penstock run` resolves it, but for the sequences at once: enough for the widest workload, for all engines."""
     if settings.device == "cuda":
         raise ConfigError(
-            "the device is cuda and penstock bench measures CPUs only: its timers do not wait for a GPU; use cpu or auto"
+            "the device is cuda and penstock bench measures CPUs only, as its timers do not wait for a GPU; use cpu"
         )
     sequences = settings.max_sequences or min(MOST_SEQUENCES, most_requests)
     asked = {name: getattr(settings, name) for name in ("dtype", "kv_memory_bytes", "token_budget", "threads")}
