@@ -15,6 +15,7 @@ class Ops(NamedTuple):
 
     linear: object
     attention: object
+    layer: object
     anything: object
 
 
@@ -36,14 +37,34 @@ def ticking(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("ticking")
 def test_seconds_go_to_the_part_of_the_op() -> None:
     watch = StepWatch()
-    ops = Ops(lambda x, *, y: x + y, lambda: "seen", lambda: None)
+    ops = Ops(lambda x, *, y: x + y, lambda: "seen", None, lambda: None)
     wrap: Any = watch.wrap_kernels
-    timed = wrap(ops)
+    timed = wrap(ops, None)
     assert timed.linear(1, y=2) == 3
     assert timed.attention() == "seen"
     timed.anything()
     assert timed.linear(3, y=4) == 7
-    assert watch.seconds == {"linear": 2 + 8, "attention": 4, "other": 6}
+    assert watch.seconds() == {"linear": 2 + 8, "attention": 4, "other": 6}
+
+
+class LayerSeconds(NamedTuple):
+    linear: float
+    attention: float
+    other: float
+
+
+class Native:
+    def layer_seconds(self) -> LayerSeconds:
+        return LayerSeconds(linear=10.0, attention=20.0, other=30.0)
+
+
+@pytest.mark.usefixtures("ticking")
+def test_what_runs_whole_layers_says_where_their_time_went() -> None:
+    watch = StepWatch()
+    wrap: Any = watch.wrap_kernels
+    timed = wrap(Ops(lambda: 1, None, lambda: "layer", None), Native())
+    assert (timed.layer(), timed.linear()) == ("layer", 1)
+    assert watch.seconds() == {"linear": 12.0, "attention": 20.0, "other": 30.0}
 
 
 def test_the_last_plan_is_kept_and_the_result_passes() -> None:

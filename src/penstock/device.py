@@ -16,7 +16,7 @@ from penstock.checkpoint import Checkpoint
 from penstock.config import EngineConfig
 from penstock.errors import ConfigError
 from penstock.executor import TorchExecutor
-from penstock.kernels.native import NOT_ASKED, Opened, open_native
+from penstock.kernels.native import NOT_ASKED, Native, Opened, open_native
 from penstock.kernels.table import NUMERICS_VERSION, Kernels, Selection, find_inexact_product, select
 from penstock.kv import KVCache
 from penstock.models.decoder import Decoder, linear_weights
@@ -39,7 +39,7 @@ def open_device(
     config: EngineConfig,
     *,
     num_blocks: int,
-    wrap_kernels: Callable[[Kernels], Kernels] | None = None,
+    wrap_kernels: Callable[[Kernels, Native | None], Kernels] | None = None,
 ) -> OpenedDevice:
     """Load the weights and build the executor; `wrap_kernels` may put the same ops in wrappers, to time them.
 
@@ -50,7 +50,8 @@ def open_device(
         raise ConfigError(f"--device is cuda and PyTorch {torch.__version__} sees no CUDA device; use --device cpu")
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    selection = select(config.device, _open_native(config))
+    opened = _open_native(config)
+    selection = select(config.device, opened)
     weights = load_weights(checkpoint, device=config.device, dtype=config.dtype, pack=selection.kernels.pack)
     cache = KVCache(
         checkpoint.spec,
@@ -59,7 +60,7 @@ def open_device(
         dtype=weights.dtype,
         device=config.device,
     )
-    kernels = wrap_kernels(selection.kernels) if wrap_kernels else selection.kernels
+    kernels = wrap_kernels(selection.kernels, opened.native) if wrap_kernels else selection.kernels
     decoder = Decoder(checkpoint.spec, weights, kernels)
     executor = TorchExecutor(decoder, cache, device=config.device, query_rows=selection.query_rows)
     why_not = _why_not_exact(selection, config.device)

@@ -21,6 +21,7 @@ from penstock.step import Executor, StepPlan
 
 if TYPE_CHECKING:
     from penstock.checkpoint import Checkpoint
+    from penstock.kernels.native import Native
     from penstock.kernels.table import Kernels
 
 
@@ -258,8 +259,8 @@ class Engine:
 class Instruments(Protocol):
     """What may watch an engine at work: it gives back the same ops and the same executor, watched."""
 
-    def wrap_kernels(self, kernels: Kernels) -> Kernels:
-        """The ops that the model computes with."""
+    def wrap_kernels(self, kernels: Kernels, native: Native | None) -> Kernels:
+        """The ops that the model computes with; the native library, which can tell what it does in a layer."""
 
     def wrap_executor(self, executor: Executor) -> Executor:
         """What runs the plans."""

@@ -121,7 +121,9 @@ def _config(settings: Settings, checkpoint: Checkpoint, *, most_requests: int) -
             "the device is cuda and penstock bench measures CPUs only, as its timers do not wait for a GPU; use cpu"
         )
     sequences = settings.max_sequences or min(MOST_SEQUENCES, most_requests)
-    asked = {name: getattr(settings, name) for name in ("dtype", "kv_memory_bytes", "token_budget", "threads")}
+    asked = {
+        name: getattr(settings, name) for name in ("dtype", "kv_memory_bytes", "token_budget", "threads", "max_isa")
+    }
     wanted = Settings(device="cpu", max_sequences=sequences, sources={"max-sequences": "the workloads"}, **asked)
     return resolve(wanted, machine=read_machine(), spec=checkpoint.spec, stored_dtype=checkpoint.dtype).config
 

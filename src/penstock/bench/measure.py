@@ -64,13 +64,13 @@ class Bench:
             BenchFailed: the engine could not answer a request.
         """
         self._num_workloads += 1
-        before, parts = self.stats(), dict(self._watch.seconds)
+        before, parts = self.stats(), self._watch.seconds()
         wall_s = self._add(rows)
         costs: list[StepCost] = []
         while self._engine.num_unfinished:
             wall_s += self._step()
             costs += self._cost()
-        kernels = {name: seconds - parts[name] for name, seconds in self._watch.seconds.items()}
+        kernels = {name: seconds - parts[name] for name, seconds in self._watch.seconds().items()}
         prompt = sum(len(row.prompt_tokens) for row in rows)
         after = self.stats()
         output = after.output_tokens - before.output_tokens
