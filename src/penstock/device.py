@@ -6,6 +6,7 @@ happens once, before the first step.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,8 +16,8 @@ from penstock.checkpoint import Checkpoint
 from penstock.config import EngineConfig
 from penstock.errors import ConfigError
 from penstock.executor import TorchExecutor
-from penstock.kernels.native import NOT_ASKED, Opened, open_native
-from penstock.kernels.table import NUMERICS_VERSION, Selection, find_inexact_product, select
+from penstock.kernels.native import NOT_ASKED, Native, Opened, open_native
+from penstock.kernels.table import NUMERICS_VERSION, Kernels, Selection, find_inexact_product, select
 from penstock.kv import KVCache
 from penstock.models.decoder import Decoder, linear_weights
 from penstock.models.load import load_weights
@@ -33,8 +34,14 @@ class OpenedDevice(NamedTuple):
     why_not_exact: str | None
 
 
-def open_device(checkpoint: Checkpoint, config: EngineConfig, *, num_blocks: int) -> OpenedDevice:
-    """Load the weights and build the executor.
+def open_device(
+    checkpoint: Checkpoint,
+    config: EngineConfig,
+    *,
+    num_blocks: int,
+    wrap_kernels: Callable[[Kernels, Native | None], Kernels] | None = None,
+) -> OpenedDevice:
+    """Load the weights and build the executor; `wrap_kernels` may put the same ops in wrappers, to time them.
 
     Raises:
         ConfigError: the device is not there. ModelError: the checkpoint cannot be loaded.
@@ -43,7 +50,8 @@ def open_device(checkpoint: Checkpoint, config: EngineConfig, *, num_blocks: int
         raise ConfigError(f"--device is cuda and PyTorch {torch.__version__} sees no CUDA device; use --device cpu")
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    selection = select(config.device, _open_native(config))
+    opened = _open_native(config)
+    selection = select(config.device, opened)
     weights = load_weights(checkpoint, device=config.device, dtype=config.dtype, pack=selection.kernels.pack)
     cache = KVCache(
         checkpoint.spec,
@@ -52,7 +60,8 @@ def open_device(checkpoint: Checkpoint, config: EngineConfig, *, num_blocks: int
         dtype=weights.dtype,
         device=config.device,
     )
-    decoder = Decoder(checkpoint.spec, weights, selection.kernels)
+    kernels = wrap_kernels(selection.kernels, opened.native) if wrap_kernels else selection.kernels
+    decoder = Decoder(checkpoint.spec, weights, kernels)
     executor = TorchExecutor(decoder, cache, device=config.device, query_rows=selection.query_rows)
     why_not = _why_not_exact(selection, config.device)
     if why_not is None:

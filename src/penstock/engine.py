@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from penstock.config import ELEMENT_BYTES, EngineConfig, wait_passively
 from penstock.errors import ConfigError, OutOfMemory, RowError, RowErrorCode
@@ -21,6 +21,8 @@ from penstock.step import Executor, StepPlan
 
 if TYPE_CHECKING:
     from penstock.checkpoint import Checkpoint
+    from penstock.kernels.native import Native
+    from penstock.kernels.table import Kernels
 
 
 class TokenEvent(NamedTuple):
@@ -254,7 +256,23 @@ class Engine:
         return tuple(notes)
 
 
-def open_engine(checkpoint: Checkpoint, config: EngineConfig, *, decode: Callable[[Sequence[int]], str]) -> Engine:
+class Instruments(Protocol):
+    """What may watch an engine at work: it gives back the same ops and the same executor, watched."""
+
+    def wrap_kernels(self, kernels: Kernels, native: Native | None) -> Kernels:
+        """The ops that the model computes with; the native library, which can tell what it does in a layer."""
+
+    def wrap_executor(self, executor: Executor) -> Executor:
+        """What runs the plans."""
+
+
+def open_engine(
+    checkpoint: Checkpoint,
+    config: EngineConfig,
+    *,
+    decode: Callable[[Sequence[int]], str],
+    instruments: Instruments | None = None,
+) -> Engine:
     """Load a model and open an engine on it.
 
     Raises:
@@ -270,7 +288,9 @@ def open_engine(checkpoint: Checkpoint, config: EngineConfig, *, decode: Callabl
             f"--kv-memory is {config.kv_memory_bytes} bytes and one block of {config.block_tokens} tokens takes "
             f"{block_bytes} bytes of this model; give at least that"
         )
-    opened = open_device(checkpoint, config, num_blocks=num_blocks)
+    wrap = instruments.wrap_kernels if instruments else None
+    opened = open_device(checkpoint, config, num_blocks=num_blocks, wrap_kernels=wrap)
+    executor: Executor = opened.executor
     scheduler = Scheduler(
         num_blocks=num_blocks,
         block_tokens=config.block_tokens,
@@ -279,7 +299,7 @@ def open_engine(checkpoint: Checkpoint, config: EngineConfig, *, decode: Callabl
     )
     return Engine(
         scheduler,
-        opened.executor,
+        instruments.wrap_executor(executor) if instruments else executor,
         decode=decode,
         eos_ids=checkpoint.eos_ids,
         context_tokens=checkpoint.spec.context_tokens,

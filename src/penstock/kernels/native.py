@@ -38,7 +38,16 @@ _SIGNATURES: dict[str, tuple[type | None, tuple[type, ...]]] = {
     "penstock_prepare": (INT, (ADDRESS, ADDRESS)),
     "penstock_attention": (INT, (ADDRESS, ADDRESS, COUNT)),
     "penstock_layer": (INT, (ADDRESS, ADDRESS)),
+    "penstock_layer_seconds": (INT, (ADDRESS, ADDRESS)),
 }
+
+
+class LayerSeconds(NamedTuple):
+    """Where the time of layers went: products with what is fused into them, attention, the heads between them."""
+
+    linear: float
+    attention: float
+    other: float
 
 
 class Native:
@@ -128,6 +137,12 @@ class Native:
         made.sets, made.num_sets = ctypes.addressof(sets), len(sets)
         self._call("penstock_layer", ctypes.byref(made))
         return x
+
+    def layer_seconds(self) -> LayerSeconds:
+        """The seconds of all layers so far."""
+        found = (ctypes.c_double * len(LayerSeconds._fields))()
+        self._call("penstock_layer_seconds", ctypes.addressof(found))
+        return LayerSeconds(*found)
 
     def _call(self, name: str, *arguments: object) -> None:
         status = getattr(self._library, name)(self._context, *arguments)

@@ -1,7 +1,19 @@
 // A decoder layer: the order of its kernels, and the memory between them.
 #include "layer.h"
 
+#include <chrono>
+
 namespace penstock {
+namespace {
+
+template <class Body>
+void timed(Context& context, Part part, Body&& body) {
+    const auto started = std::chrono::steady_clock::now();
+    body();
+    context.layer_seconds[part] += std::chrono::duration<double>(std::chrono::steady_clock::now() - started).count();
+}
+
+}  // namespace
 
 void attend(Context& context, const Attention* sets, int64_t count) {
     for (int64_t i = 0; i < count; ++i) context.kernels.attention[sets[i].type](context, sets[i]);
@@ -18,12 +30,14 @@ void run_layer(Context& context, Layer& layer) {
         layer.sets[i].query = layer.heads.fused;  // queries come first in each row
         layer.sets[i].out = const_cast<void*>(layer.out.x);
     }
-    linear(context, layer.qkv);
-    context.kernels.heads[type](context, layer.heads);
-    attend(context, layer.sets, layer.num_sets);
-    linear(context, layer.out);
-    linear(context, layer.gate_up);
-    linear(context, layer.down);
+    timed(context, LINEAR, [&] { linear(context, layer.qkv); });
+    timed(context, OTHER, [&] { context.kernels.heads[type](context, layer.heads); });
+    timed(context, ATTENTION, [&] { attend(context, layer.sets, layer.num_sets); });
+    timed(context, LINEAR, [&] {
+        linear(context, layer.out);
+        linear(context, layer.gate_up);
+        linear(context, layer.down);
+    });
 }
 
 }  // namespace penstock

@@ -91,3 +91,10 @@ PENSTOCK_API int penstock_attention(Context* context, const Attention* sets, int
 PENSTOCK_API int penstock_layer(Context* context, Layer* layer) {
     return guarded(context, [&] { run_layer(*context, *layer); });
 }
+
+// The seconds that layers have spent in each `Part`.
+PENSTOCK_API int penstock_layer_seconds(Context* context, double* seconds) {
+    return guarded(context, [&] {
+        for (int part = 0; part < 3; ++part) seconds[part] = context->layer_seconds[part];
+    });
+}

@@ -88,6 +88,10 @@ Kernels avx512_bf16_kernels();
 Kernels amx_kernels();
 #endif
 
+// Where the time of a layer goes: its products (with the norms, activations and sums fused into them), attention, and
+// what is done to heads between them.
+enum Part : int { LINEAR = 0, ATTENTION = 1, OTHER = 2 };
+
 // Everything that a call needs and that outlives it.
 struct Context {
     Isa isa;
@@ -98,6 +102,7 @@ struct Context {
     Memory rows;              // rows of x, laid out for the kernels
     Memory fused, mixed, hidden;  // what is between the products of a layer
     std::vector<Memory> own;  // each thread's
+    double layer_seconds[3] = {};  // of each `Part`, since the context was opened
 
     Context(Isa set, const Kernels& table, int threads, int process)
         : isa(set), kernels(table), pool(threads), owner(process), own(static_cast<size_t>(threads)) {}

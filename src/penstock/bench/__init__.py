@@ -1,0 +1,1 @@
+"""`penstock bench`: named workloads, the machine's limits, where the time goes, and other engines beside it."""

@@ -1,0 +1,61 @@
+"""`--against NAME=PYTHON`: which engines Penstock can be compared with, and why not with the others.
+
+Owns the way from a name to a peer's script. A script in `bench/peers/` is a peer by being there; one of your own can be
+named by its path.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+
+from penstock.errors import ConfigError
+
+FOLDER = Path(__file__).parent / "peers"
+ENDING = "_peer.py"
+
+# Peers that users ask for and that no script runs yet.
+WHY_NOT = {
+    "llamacpp": "llama.cpp reads GGUF files only, and the checkpoint would have to be converted first; not written yet",
+    "sglang": "SGLang publishes no wheel for CPUs; its CPU backend has to be built from source; not written yet",
+}
+
+
+class Peer(NamedTuple):
+    """An engine to compare with: the command that runs its script, or why it cannot be run."""
+
+    name: str
+    command: tuple[str, ...] = ()
+    why_not: str | None = None
+
+
+def peer_names() -> tuple[str, ...]:
+    """The peers that have a script."""
+    return tuple(sorted(path.name.removesuffix(ENDING) for path in FOLDER.glob(f"*{ENDING}")))
+
+
+def parse_peer(text: str) -> Peer:
+    """The peer that `NAME=PYTHON` names.
+
+    Raises:
+        ConfigError: no such peer, or no such program.
+    """
+    name, equals, python = text.partition("=")
+    if not equals or not name or not python:
+        raise ConfigError(f"--against is {text!r}; it must be NAME=PYTHON, such as vllm=/path/to/venv/bin/python")
+    if name in WHY_NOT:
+        return Peer(name, why_not=WHY_NOT[name])
+    if shutil.which(python) is None:
+        raise ConfigError(f"--against {name}: there is no program {python}; name the Python that has {name} installed")
+    if name.endswith(".py"):
+        script = Path(name)
+        name = script.stem
+    else:
+        script = FOLDER / f"{name}{ENDING}"
+    if not script.is_file():
+        raise ConfigError(
+            f"--against: there is no peer {name}; it must be one of {', '.join((*peer_names(), *WHY_NOT))}, or the "
+            "path of a script"
+        )
+    return Peer(name, (python, str(script)))

@@ -1,0 +1,137 @@
+"""Measures the machine's limits with PyTorch: a program of its own, so that its memory is given back.
+
+Owns what is timed. Working sets are a quarter larger than the last-level cache, walked through once a pass, so nothing
+is found in a cache; of several passes the fastest counts, for everything that disturbs makes a pass slower. What is
+timed as products and as reading are functions in two tables, so another kernel is one more row there.
+Called with a JSON object {"dtype", "threads"} as its argument; the last line of stdout is the `Limits`.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+
+from penstock.bench.limits import Ceiling, Limits, last_level_cache_bytes
+from penstock.config import ELEMENT_BYTES, format_bytes, read_machine, wait_passively
+
+wait_passively()
+import torch  # noqa: E402  OpenMP reads how to wait when torch is loaded
+from torch import Tensor  # noqa: E402
+
+from penstock.kernels.native import open_native  # noqa: E402
+from penstock.weights import dense  # noqa: E402
+
+UNKNOWN_CACHE_BYTES = 512 * 2**20
+CACHE_FACTOR = 1.25
+MEMORY_SHARE = 0.25  # of what is free, at most
+WIDTH = 4096  # of the square matrices
+ROWS = 1024
+PASSES = 3
+
+Pass = Callable[[], object]
+Read = Callable[[Tensor], object]
+
+# float32 [elements]; every element is read once
+READS: dict[str, Read] = {
+    "torch sum": torch.sum,
+    "torch dot": lambda x: torch.dot(x, x),
+    "torch max of int32": lambda x: torch.max(x.view(torch.int32)),
+}
+
+
+def measure(dtype: str, threads: int) -> Limits:
+    """Measure every limit; takes a few seconds a pass."""
+    torch.set_num_threads(threads)
+    size_bytes, note = working_set()
+    with torch.inference_mode():
+        gemm = _gemm(dtype, threads, size_bytes, note)
+        read = _read(size_bytes, note)
+    tile = Ceiling(None, why_not="the native library has no loop of tile products to time")
+    return Limits(dtype, threads, gemm, read, tile)
+
+
+def working_set() -> tuple[int, str]:
+    """How many bytes to walk through, and what they compare to."""
+    cache, free = last_level_cache_bytes(), read_machine().free_bytes
+    wanted = int((cache or UNKNOWN_CACHE_BYTES) * CACHE_FACTOR)
+    known = f"a last-level cache of {format_bytes(cache)}" if cache else "a last-level cache of unknown size"
+    if wanted > free * MEMORY_SHARE:
+        return int(free * MEMORY_SHARE), f"{known} (limited by free memory, so a cache may have helped)"
+    return wanted, known
+
+
+def _gemm(dtype: str, threads: int, size_bytes: int, note: str) -> Ceiling:
+    matrix_bytes = WIDTH * WIDTH * ELEMENT_BYTES[dtype]
+    count = max(1, -(-size_bytes // matrix_bytes))
+    flops = 2 * ROWS * WIDTH * WIDTH * count
+    rates, missing = {}, ""
+    for name, product in PRODUCTS.items():
+        made = product(dtype, threads, count)
+        if isinstance(made, str):
+            missing += f"; without {name}: {made}"
+        else:
+            rates[name] = flops / _least_s(made)
+        del made  # its weights: the next one's would not fit beside them
+    how = f"{ROWS} rows, {format_bytes(count * matrix_bytes)} of weights beside {note}, best of {PASSES} passes"
+    return _fastest(rates, how + missing)
+
+
+def _torch_product(dtype: str, threads: int, count: int) -> Pass | str:
+    """A pass over `count` matrices by PyTorch."""
+    torch.set_num_threads(threads)
+    x, matrix = _operands(dtype)
+    weights = [matrix.clone() for _ in range(count)]
+    return lambda: [torch.nn.functional.linear(x, weight) for weight in weights]
+
+
+def _native_product(dtype: str, threads: int, count: int) -> Pass | str:
+    """A pass over `count` packed matrices by the native kernels; or why not."""
+    opened = open_native(dtype=dtype, threads=threads)
+    native = opened.native
+    if native is None:
+        return str(opened.why_not)
+    x, matrix = _operands(dtype)
+    weights = [native.pack(dense(matrix)) for _ in range(count)]
+    return lambda: [native.linear(x, weight) for weight in weights]
+
+
+def _operands(dtype: str) -> tuple[Tensor, Tensor]:
+    """x [ROWS, WIDTH] and a matrix [WIDTH, WIDTH]."""
+    kind = getattr(torch, dtype)
+    return torch.full((ROWS, WIDTH), 0.5, dtype=kind), torch.full((WIDTH, WIDTH), 0.01, dtype=kind)
+
+
+# What is timed as products: a pass made from dtype, threads and number of matrices, or a reason.
+PRODUCTS: dict[str, Callable[[str, int, int], Pass | str]] = {
+    "native linear": _native_product,
+    "torch linear": _torch_product,
+}
+
+
+def _read(size_bytes: int, note: str) -> Ceiling:
+    x = torch.full((size_bytes // 4,), 0.5)
+    rates = {name: x.numel() * 4 / _least_s(read, x) for name, read in READS.items()}
+    return _fastest(rates, f"{format_bytes(x.numel() * 4)} beside {note}, best of {PASSES} passes")
+
+
+def _fastest(rates: dict[str, float], how: str) -> Ceiling:
+    name = max(rates, key=lambda name: rates[name])
+    among = f", the fastest of {', '.join(rates)}" if len(rates) > 1 else ""
+    return Ceiling(rates[name], f"{name}{among}: {how}")
+
+
+def _least_s(run: Callable[..., object], *arguments: object) -> float:
+    """The seconds of the fastest pass; one pass more warms up."""
+    seconds = []
+    for _ in range(PASSES + 1):
+        started = time.perf_counter()
+        run(*arguments)
+        seconds.append(time.perf_counter() - started)
+    return min(seconds[1:])
+
+
+if __name__ == "__main__":
+    asked = json.loads(sys.argv[1])
+    sys.stdout.write(measure(asked["dtype"], asked["threads"]).dumps() + "\n")

@@ -1,0 +1,94 @@
+"""`Run`: what one run of a workload took, and the arithmetic of many runs: medians, rates, shares, ratios.
+
+Owns the meaning of every number that the bench prints. Pure: no clock, no processes.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Inside:
+    """What only Penstock's own run knows.
+
+    wall_s = linear_s + attention_s + other_s + python_s: the kernel table's ops, and everything else (scheduling,
+    building a step, KV writes, sampling, commit). optimal_s: the least time for the steps that ran, see `cost.py`;
+    None where the limits were not measured. Counting costs is not in any of these times.
+    """
+
+    computed_tokens: int
+    cached_tokens: int
+    steps: int
+    preemptions: int
+    flops: int
+    moved_bytes: int
+    optimal_s: float | None
+    linear_s: float
+    attention_s: float
+    other_s: float
+    python_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One run of a workload by one engine.
+
+    Attributes:
+        wall_s: the workload alone, model loaded; process_s: from the start of the process until its answer, where the
+            workload is one that is timed so.
+        start_s: from the start of the process until it was ready; peak_bytes: most memory of all its processes.
+    """
+
+    wall_s: float
+    prompt_tokens: int
+    output_tokens: int
+    start_s: float
+    peak_bytes: int
+    process_s: float | None = None
+    inside: Inside | None = None
+
+    @property
+    def timed_s(self) -> float:
+        """The seconds that engines are compared by."""
+        return self.wall_s if self.process_s is None else self.process_s
+
+    def as_json(self) -> dict[str, object]:
+        """The run, with its rates and shares, flat."""
+        found = asdict(self)
+        inside = found.pop("inside")
+        return found | (inside or {}) | self.rates() | self.shares()
+
+    def rates(self) -> dict[str, float]:
+        """Tokens a second, by kind; prompt tokens are those asked for, computed or cached."""
+        counts = {"prompt": self.prompt_tokens, "output": self.output_tokens}
+        if self.inside is not None:
+            counts |= {"computed": self.inside.computed_tokens, "cached": self.inside.cached_tokens}
+        return {f"{name}_tokens_per_s": count / self.timed_s for name, count in counts.items()}
+
+    def shares(self) -> dict[str, float | None]:
+        """What part of the time was needed at least, and what part each kind of work took."""
+        inside = self.inside
+        if inside is None:
+            return {}
+        parts = {"linear": inside.linear_s, "attention": inside.attention_s, "other": inside.other_s}
+        parts |= {"python": inside.python_s}
+        optimal = None if inside.optimal_s is None else inside.optimal_s / self.wall_s
+        return {"optimal_share": optimal} | {f"{name}_share": part / self.wall_s for name, part in parts.items()}
+
+
+def median_run(runs: Sequence[Run]) -> Run:
+    """The run in the middle by time (of an even number, the faster of the two): one that happened, so its parts fit."""
+    return sorted(runs, key=lambda run: run.timed_s)[(len(runs) - 1) // 2]
+
+
+def median_s(runs: Sequence[Run]) -> float:
+    """The median of the times."""
+    return statistics.median(run.timed_s for run in runs)
+
+
+def ratio(own: Sequence[Run], peer: Sequence[Run]) -> float:
+    """How many times as fast the first is: the peer's median time over our own."""
+    return median_s(peer) / median_s(own)

@@ -1,0 +1,44 @@
+"""Protects `--against`: which peers there are, and a clear answer for those that there are not."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from penstock.bench.against import WHY_NOT, parse_peer, peer_names
+from penstock.errors import ConfigError
+
+
+def test_a_peer_is_a_script_in_the_folder() -> None:
+    assert peer_names() == ("transformers", "vllm")
+    peer = parse_peer(f"vllm={sys.executable}")
+    assert (peer.name, peer.command[0], peer.why_not) == ("vllm", sys.executable, None)
+    assert Path(peer.command[1]).name == "vllm_peer.py"
+
+
+def test_a_script_of_one_s_own_is_named_by_its_path(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("")
+    assert parse_peer(f"{tmp_path}/mine.py={sys.executable}").name == "mine"
+
+
+@pytest.mark.parametrize("name", WHY_NOT)
+def test_a_peer_that_no_script_runs_says_why(name: str) -> None:
+    assert parse_peer(f"{name}=python").why_not == WHY_NOT[name]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("vllm", "it must be NAME=PYTHON"),
+        ("=python", "it must be NAME=PYTHON"),
+        ("vllm=/no/such/python", "there is no program /no/such/python"),
+        (f"nobody={sys.executable}", "one of transformers, vllm, llamacpp, sglang, or the path of a script"),
+        (f"/no/such/peer.py={sys.executable}", "there is no peer peer"),
+    ],
+)
+def test_what_cannot_be_run_is_refused(text: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_peer(text)
+    assert message in str(caught.value)

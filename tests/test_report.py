@@ -1,0 +1,73 @@
+"""Protects the report: the table as people see it, to the letter, and what is said of peers that were not run."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+from penstock.bench.limits import Ceiling, Limits
+from penstock.bench.report import as_json, table
+from penstock.bench.results import Inside, Run
+from penstock.bench.sitting import Entrant
+from penstock.bench.terms import Task
+
+TASKS = [Task("decode", Path("d"), 4, 100, 20, False), Task("small", Path("s"), 2, 10, 5, True)]
+INSIDE = Inside(90, 30, 7, 0, 10, 20, 3.0, 2.0, 1.5, 0.5, 1.0)
+RUN = Run(wall_s=5.0, prompt_tokens=100, output_tokens=20, start_s=1.0, peak_bytes=2**30, inside=INSIDE)
+SMALL = replace(RUN, process_s=10.0)
+PEER_RUN = replace(RUN, wall_s=12.5, inside=None)
+LIMITS = Limits("bfloat16", 2, gemm=Ceiling(2e12, "a"), read=Ceiling(3e10, "b"), tile=Ceiling(None, why_not="none yet"))
+
+TABLE = """\
+penstock 1; runs of every workload: 1; shown is the median one
+limits of the machine (bfloat16, 2 threads):
+  products of matrices   2 TFLOP/s (a)
+  tile products          not measured: none yet
+  reading memory         30 GB/s (b)
+
+  workload  requests  seconds  prompt/s  computed/s  cached/s  output/s  memory
+  decode           4     5.00      20.0        18.0       6.0       4.0   1 GiB
+  small            2    10.00      10.0         9.0       3.0       2.0   1 GiB
+
+where the time went, and how much of it was needed at least:
+  workload  optimal  linear  attention  other  python
+  decode      60.0%   40.0%      30.0%  10.0%   20.0%
+  small       60.0%   40.0%      30.0%  10.0%   20.0%
+
+against peer 2: its median time over ours, and every run in seconds
+  decode  2.50x  ours 5.00  theirs 12.50
+  not run to the end (small): it fell over
+
+against third: its median time over ours, and every run in seconds
+  not run: it cannot be
+
+note: peer 2: it takes whole GiB only"""
+
+
+def entrants() -> list[Entrant]:
+    own = Entrant("penstock", (), title="penstock 1", runs={"decode": [RUN], "small": [SMALL]})
+    fallen = Entrant("peer", (), title="peer 2", runs={"decode": [PEER_RUN]}, why_not="it fell over")
+    fallen.notes.append("it takes whole GiB only")
+    return [own, fallen, Entrant("third", (), why_not="it cannot be")]
+
+
+def test_the_table() -> None:
+    assert table(TASKS, entrants(), LIMITS) == TABLE.splitlines()
+
+
+def test_without_limits_there_is_a_reason_and_a_dash() -> None:
+    own = replace(entrants()[0], runs={"decode": [replace(RUN, inside=replace(INSIDE, optimal_s=None))]})
+    lines = table(TASKS[:1], [own], None)
+    assert "not measured, so there are no shares of the optimal time" in lines[1]
+    assert lines[-1].split()[:3] == ["decode", "-", "40.0%"]
+
+
+def test_the_json_has_every_run_and_reason() -> None:
+    found = json.loads(json.dumps(as_json(TASKS, entrants(), limits=LIMITS, settings={"seed": 0})))
+    decode, small = found["workloads"]
+    assert decode["against"]["peer"]["ratio"] == 2.5
+    assert (decode["timed"], small["timed"], small["against"]) == ("workload", "process", {})
+    assert (small["median_s"], small["median"]["output_tokens_per_s"]) == (10.0, 2.0)
+    assert [peer["why_not"] for peer in found["peers"]] == ["it fell over", "it cannot be"]
+    assert found["ceilings"]["tile"] == {"per_s": None, "how": "", "why_not": "none yet"}

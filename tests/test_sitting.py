@@ -1,0 +1,67 @@
+"""Protects the order of a sitting: engines in turn, whole-process workloads in processes of their own."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from penstock.bench.sitting import Entrant, Sitting
+from penstock.bench.terms import Task, Terms
+from penstock.errors import BenchFailed
+
+SCRIPT = """
+import json, sys
+terms = json.load(open(sys.argv[1]))
+with open(sys.argv[0] + ".log", "a") as log:
+    log.write("warm" if terms["warm_up"] else "cold")
+print(json.dumps({"ready": True, "title": "NAME", "notes": ["n"]}), flush=True)
+for line in sys.stdin:
+    BODY
+    print(json.dumps({"wall_s": 1.0, "prompt_tokens": 3, "output_tokens": 2}), flush=True)
+"""
+
+
+def terms(warm_up: bool) -> Terms:
+    return Terms("model", "float32", 1, 1, 1, 5, warm_up, {})
+
+
+def entrant(folder: Path, name: str, body: str = "pass") -> Entrant:
+    script = folder / f"{name}.py"
+    script.write_text(SCRIPT.replace("NAME", name).replace("BODY", body))
+    return Entrant(name, (sys.executable, str(script)))
+
+
+def sit(folder: Path, entrants: list[Entrant], *, repeats: int) -> list[str]:
+    tasks = [Task(name, folder / name, 1, 3, 2, name == "small") for name in ("small", "decode", "chat")]
+    told: list[str] = []
+    Sitting(entrants, tasks, terms, folder, 60.0, told.append).run(repeats)
+    return [" ".join(line.split()[:3]).rstrip(":") for line in told]
+
+
+def test_engines_run_in_turn(tmp_path: Path) -> None:
+    both = [entrant(tmp_path, "penstock"), entrant(tmp_path, "peer")]
+    told = sit(tmp_path, both, repeats=2)
+    order = [f"{name} {engine}" for engine in ("penstock", "peer") for name in ("decode", "chat", "small")]
+    assert told == [f"1/2 {line}" for line in order] + [f"2/2 {line}" for line in order]
+    assert (tmp_path / "peer.py.log").read_text() == "warmcoldwarmcold"
+    assert both[1].notes == ["n"]
+    for run in both[1].runs["small"]:
+        assert run.process_s is not None
+        assert run.process_s > run.start_s > 0
+    assert [run.timed_s for run in both[1].runs["decode"]] == [1.0, 1.0]
+
+
+def test_a_peer_that_failed_is_not_run_again(tmp_path: Path) -> None:
+    peer = entrant(tmp_path, "peer", "sys.exit('broken') if 'chat' in line else None")
+    told = sit(tmp_path, [entrant(tmp_path, "penstock"), peer], repeats=2)
+    assert [line for line in told if "peer" in line] == ["1/2 decode peer", "1/2 peer ended"]
+    assert peer.why_not is not None
+    assert "broken" in peer.why_not
+    assert list(peer.runs) == ["decode"]
+
+
+def test_when_penstock_fails_the_bench_ends(tmp_path: Path) -> None:
+    with pytest.raises(BenchFailed, match="penstock ended without an answer"):
+        sit(tmp_path, [entrant(tmp_path, "penstock", "sys.exit(1)")], repeats=1)
