@@ -73,8 +73,8 @@ struct TileUnit {
         const uint16_t* left, int64_t row, int64_t rows, const uint16_t* panel, float* out, int64_t k) {
         const int64_t steps = ceil_div(k, STEP);
         const uint16_t* x = left + row / BLOCK * steps * BLOCK_STEP;
-        const auto kernel = rows - row <= 16 ? penstock::multiply<true, false> : penstock::multiply<false, false>;
-        kernel(x, panel, out, steps, true);
+        const auto kernel = rows - row <= 16 ? penstock::multiply<true, 0> : penstock::multiply<false, 0>;
+        kernel(x, panel, out, steps, true, nullptr);
     }
 };
 
