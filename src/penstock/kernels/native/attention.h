@@ -30,14 +30,19 @@ constexpr int64_t SEGMENT = 128;
 template <class T>
 struct Segment {
     const Attention& a;
-    const int64_t* table;
-    int64_t head, start, count;
+    int64_t count, place[SEGMENT];  // where each position's row lies: looked up once, for keys and values
 
-    const T* row(const void* cache, int64_t i) const {
-        const int64_t position = start + i, block = table[position / a.block_tokens];
-        const int64_t at = (block * a.kv_heads + head) * a.block_tokens + position % a.block_tokens;
-        return static_cast<const T*>(cache) + at * a.width;
+    Segment(const Attention& all, const int64_t* table, int64_t head, int64_t start, int64_t positions)
+        : a(all), count(positions) {
+        int64_t block = start / a.block_tokens, offset = start % a.block_tokens;
+        for (int64_t i = 0; i < count; ++i) {
+            place[i] = ((table[block] * a.kv_heads + head) * a.block_tokens + offset) * a.width;
+            if (++offset < a.block_tokens) continue;
+            offset = 0;
+            ++block;
+        }
     }
+    const T* row(const void* cache, int64_t i) const { return static_cast<const T*>(cache) + place[i]; }
 };
 
 // The queries of a tile that share a key head, one below the other: row r is query r / group, head r % group.
@@ -142,7 +147,7 @@ template <class Unit, class T>
 void attend_segment(const Tile& tile, Space<typename Unit::Number>& space, const typename Unit::Number* queries,
                     typename Unit::Number* weights, int64_t start) {
     const Attention& a = tile.a;
-    const Segment<T> segment{a, tile.table(), tile.head, start, at_most(tile.end() - start, SEGMENT)};
+    const Segment<T> segment(a, tile.table(), tile.head, start, at_most(tile.end() - start, SEGMENT));
     const int64_t key_panels = ceil_div(segment.count, PANEL);
     Unit::pack_keys(segment, space.right);
     multiply_all<Unit>(tile, queries, space.right, space.scores, key_panels, a.width);
@@ -201,6 +206,7 @@ PENSTOCK_INLINE void turn_stage(Vec* v) {
         low[i] = i & S ? LANES + i - S : i;
         high[i] = i & S ? LANES + i : i + S;
     }
+#pragma GCC unroll 16  // so that the vectors stay in registers
     for (int i = 0; i < LANES; ++i) {
         if (i & S) continue;
         const Vec a = v[i], b = v[i + S];

@@ -35,46 +35,62 @@ struct TileUnit {
         for (int64_t key = 0; key < ceil_div(segment.count, PANEL) * PANEL; key += 16)
             for (int64_t i = 0; i < width; i += STEP) {
                 Vec square[16];
+#pragma GCC unroll 16
                 for (int64_t j = 0; j < 16; ++j)
                     square[j] = load_pairs_some(segment, key + j, i);
                 turn(square);
                 uint16_t* tile = right + key / PANEL * panel_size(width) + i / STEP * BLOCK_STEP + key % PANEL / 16 * TILE;
+#pragma GCC unroll 16
                 for (int64_t j = 0; j < 16; ++j) store(reinterpret_cast<float*>(tile + j * 32), square[j]);
             }
     }
 
     static PENSTOCK_INLINE Vec load_pairs_some(const Segment<uint16_t>& segment, int64_t key, int64_t i) {
         const int64_t left = segment.a.width - i;
-        if (key >= segment.count) return Vec{};
-        const uint16_t* from = segment.row(segment.a.keys, key) + i;
-        if (left >= STEP) return load(reinterpret_cast<const float*>(from));
-        uint16_t line[STEP] = {};
-        std::memcpy(line, from, static_cast<size_t>(left) * 2);
-        return load(reinterpret_cast<const float*>(line));
+        const __mmask32 there = key >= segment.count ? 0 : left >= 32 ? ~0U : (1U << left) - 1;
+        const uint16_t* from = key >= segment.count ? nullptr : segment.row(segment.a.keys, key) + i;
+        return (Vec)_mm512_maskz_loadu_epi16(there, from);
     }
 
-    // A row of a tile is two keys' values side by side, for 16 positions along the width.
+    // A row of a tile is two keys' values side by side, for 16 positions along the width; two tiles make a panel.
     static void pack_values(const Segment<uint16_t>& segment, uint16_t* right) {
-        const int64_t width = segment.a.width, steps = ceil_div(segment.count, STEP);
-        for (int64_t key = 0; key < steps * STEP; key += 2)
-            for (int64_t i = 0; i < ceil_div(width, PANEL) * PANEL; i += 16) {
-                const BitVec first = (BitVec)value(segment, key, i) >> 16, second = (BitVec)value(segment, key + 1, i);
-                uint16_t* tile = right + (i / PANEL * steps + key / STEP) * BLOCK_STEP + i % PANEL / 16 * TILE;
-                store(reinterpret_cast<float*>(tile + key % STEP / 2 * 32), (Vec)(first | second));
+        const int64_t steps = ceil_div(segment.count, STEP), panels = ceil_div(segment.a.width, PANEL);
+        const __m512i low = neighbours(0), high = neighbours(16);
+        for (int64_t key = 0; key < steps * STEP; key += 2) {
+            uint16_t* line = right + key / STEP * BLOCK_STEP + key % STEP / 2 * 32;
+            for (int64_t panel = 0; panel < panels; ++panel, line += steps * BLOCK_STEP) {
+                const __m512i first = values(segment, key, panel * PANEL);
+                const __m512i second = values(segment, key + 1, panel * PANEL);
+                _mm512_storeu_si512(line, _mm512_permutex2var_epi16(first, low, second));
+                _mm512_storeu_si512(line + TILE, _mm512_permutex2var_epi16(first, high, second));
             }
+        }
     }
 
-    static PENSTOCK_INLINE Vec value(const Segment<uint16_t>& segment, int64_t key, int64_t i) {
-        if (key >= segment.count) return Vec{};
-        return load_some(segment.row(segment.a.values, key) + i, segment.a.width - i);
+    // Numbers `from` .. `from + 16` of two vectors, in turn.
+    static __m512i neighbours(int from) {
+        uint16_t index[32];
+        for (int i = 0; i < 16; ++i) {
+            index[2 * i] = static_cast<uint16_t>(from + i);
+            index[2 * i + 1] = static_cast<uint16_t>(32 + from + i);
+        }
+        return _mm512_loadu_si512(index);
+    }
+
+    // 32 of a position's values; zeros behind the width, and for a position that is not there.
+    static PENSTOCK_INLINE __m512i values(const Segment<uint16_t>& segment, int64_t key, int64_t i) {
+        if (key >= segment.count) return _mm512_setzero_si512();
+        const int64_t left = segment.a.width - i;
+        const __mmask32 there = left >= 32 ? ~0U : (1U << left) - 1;
+        return _mm512_maskz_loadu_epi16(there, segment.row(segment.a.values, key) + i);
     }
 
     static void multiply(
         const uint16_t* left, int64_t row, int64_t rows, const uint16_t* panel, float* out, int64_t k) {
         const int64_t steps = ceil_div(k, STEP);
         const uint16_t* x = left + row / BLOCK * steps * BLOCK_STEP;
-        const auto kernel = rows - row <= 16 ? penstock::multiply<true, false> : penstock::multiply<false, false>;
-        kernel(x, panel, out, steps, true);
+        const auto kernel = rows - row <= 16 ? penstock::multiply<true, 0> : penstock::multiply<false, 0>;
+        kernel(x, panel, out, steps, true, nullptr);
     }
 };
 

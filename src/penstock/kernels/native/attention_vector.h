@@ -61,11 +61,7 @@ struct VectorUnit {
     }
 
     static void multiply(const float* left, int64_t row, int64_t rows, const float* panel, float* out, int64_t k) {
-        const float* x = left + row * k;
-        const int64_t height = block_rows(rows - row);
-        if (height == MAX_ROWS) penstock::multiply<MAX_ROWS>(x, panel, out, k);
-        if (height == 3) penstock::multiply<3>(x, panel, out, k);
-        if (height == 1) penstock::multiply<1>(x, panel, out, k);
+        multiply_block<WideUnit<float>>(block_rows(rows - row), left + row * k, panel, out, k, true);
     }
 };
 

@@ -30,6 +30,15 @@ void finish_rows(const Product& p, const float* sums, int64_t panel, int64_t row
     }
 }
 
+// Fetches the lines that `finish` will write, to own them: a store to a line that is elsewhere waits for it.
+PENSTOCK_INLINE void claim(const Product& p, int64_t panel, int64_t row, int64_t count) {
+    const int64_t bytes = p.out_type == penstock::FLOAT32 ? 4 : 2;
+    for (int64_t r = 0; r < count; ++r) {
+        const char* line = static_cast<const char*>(p.out) + ((row + r) * p.out_stride + panel * PANEL) * bytes;
+        for (int64_t at = 0; at < PANEL * bytes; at += 64) __builtin_prefetch(line + at, 1);
+    }
+}
+
 // Writes sums [count][PANEL] of one panel to rows `row` .. `row + count` of the output. T: the numbers of x.
 template <class T>
 void finish(const Product& p, const float* sums, int64_t panel, int64_t row, int64_t count) {

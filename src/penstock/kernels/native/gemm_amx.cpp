@@ -30,30 +30,56 @@ void lay_out(const uint16_t* x, int64_t row, int64_t k, uint16_t* rows) {
     }
 }
 
-using Multiply = void (*)(const uint16_t*, const uint16_t*, float*, int64_t, bool);
+using Multiply = void (*)(const uint16_t*, const uint16_t*, float*, int64_t, bool, const uint16_t*);
 
-Multiply choose(bool half, bool fetch) {
-    if (half) return fetch ? multiply<true, true> : multiply<true, false>;
-    return fetch ? multiply<false, true> : multiply<false, false>;
+template <int LINES>
+Multiply kernel_for(bool half) {
+    return half ? multiply<true, LINES> : multiply<false, LINES>;
 }
+
+// While one panel is multiplied the next one is fetched: its BLOCK_STEP a step, shared by the blocks of rows, so that
+// memory is read all the time and not only while the first block waits for it.
+struct Fetching {
+    int64_t lines;  // a step and a block
+
+    explicit Fetching(int64_t blocks) : lines(BLOCK_STEP / LINE) {
+        while (lines > 2 && lines * blocks > BLOCK_STEP / LINE) lines /= 2;
+    }
+    // Where block number `index` begins within a step; the step's end and beyond: nothing is left for it.
+    int64_t offset(int64_t index) const { return index * lines * LINE; }
+    Multiply kernel(int64_t index, bool half) const {
+        if (offset(index) >= BLOCK_STEP) return kernel_for<0>(half);
+        return lines >= 32 ? kernel_for<32>(half)
+             : lines >= 16 ? kernel_for<16>(half)
+             : lines >= 8  ? kernel_for<8>(half)
+             : lines >= 4  ? kernel_for<4>(half)
+                           : kernel_for<2>(half);
+    }
+};
 
 // One panel times the blocks of a chunk of rows; sums [blocks of the chunk][32][PANEL].
 void multiply_panel(const Product& p, const uint16_t* rows, int64_t panel, int64_t first, int64_t last, float* sums) {
     const int64_t steps = ceil_div(p.k, STEP);
     const int64_t at_once = last - first > 1 ? STEPS_AT_ONCE : steps;
+    const Fetching fetching(last - first);
     const auto* w = static_cast<const uint16_t*>(p.weight) + panel * steps * BLOCK_STEP;
     for (int64_t step = 0; step < steps; step += at_once) {
         const int64_t count = at_most(steps - step, at_once);
         for (int64_t block = first; block < last; ++block) {
             const int64_t left = at_most(p.rows - block * BLOCK, BLOCK);
             float* mine = sums + (block - first) * BLOCK * PANEL;
-            // The first block of a chunk meets each weight first: it fetches those of the following steps.
-            const Multiply kernel = choose(left <= 16, block == first);
-            kernel(rows + (block * steps + step) * BLOCK_STEP, w + step * BLOCK_STEP, mine, count, step == 0);
+            if (step + count == steps) claim(p, panel, block * BLOCK, left);
+            const Multiply kernel = fetching.kernel(block - first, left <= 16);
+            const uint16_t* now = w + step * BLOCK_STEP;
+            const uint16_t* later = now + steps * BLOCK_STEP + fetching.offset(block - first);
+            kernel(rows + (block * steps + step) * BLOCK_STEP, now, mine, count, step == 0, later);
             if (step + count == steps) finish<uint16_t>(p, mine, panel, block * BLOCK, left);
         }
     }
 }
+
+// Neighbours, so that what is fetched is what comes next; few enough that the threads end together.
+int64_t panels_a_task(int64_t panels, int64_t threads) { return at_most(ceil_div(panels, threads * 8), 16); }
 
 }  // namespace
 
@@ -63,12 +89,13 @@ void linear_amx(Context& context, const Product& p) {
     lay_rows<uint16_t>(context, p, blocks * BLOCK, [&](int64_t row, const uint16_t* x) { lay_out(x, row, p.k, rows); });
     const Chunks chunks(blocks, steps * BLOCK_STEP * 2);
     context.reserve_own(ceil_div(blocks, chunks.count) * BLOCK * PANEL * static_cast<int64_t>(sizeof(float)));
-    context.pool.run(chunks.count * panels, [&](Tasks& tasks, int thread) {
+    const int64_t group = panels_a_task(panels, context.pool.threads()), groups = ceil_div(panels, group);
+    context.pool.run(chunks.count * groups, [&](Tasks& tasks, int thread) {
         configure_tiles();
         for (int64_t task; (task = tasks.take()) >= 0;) {
-            const int64_t chunk = task / panels;
-            const int64_t first = chunks.first(chunk), last = chunks.first(chunk + 1);
-            multiply_panel(p, rows, task % panels, first, last, context.own_array<float>(thread));
+            const int64_t first = chunks.first(task / groups), last = chunks.first(task / groups + 1);
+            for (int64_t panel = task % groups * group; panel < at_most((task % groups + 1) * group, panels); ++panel)
+                multiply_panel(p, rows, panel, first, last, context.own_array<float>(thread));
         }
         _tile_release();
     });

@@ -13,7 +13,6 @@ namespace {
 
 constexpr int64_t BLOCK = 32;              // rows of x in a block: two tiles
 constexpr int64_t BLOCK_STEP = 2 * TILE;   // elements of a block, or of a panel, at one step along K
-constexpr int64_t AHEAD = 4 * BLOCK_STEP;  // how far before its use a weight is fetched from memory
 constexpr int LINE = 64 / sizeof(uint16_t);
 
 struct alignas(64) TileConfig {
@@ -33,9 +32,10 @@ void configure_tiles() {
     _tile_loadconfig(&config);
 }
 
-PENSTOCK_INLINE void fetch_step(const uint16_t* from) {
-    for (int64_t line = 0; line < BLOCK_STEP; line += LINE)
-        _mm_prefetch(reinterpret_cast<const char*>(from + line), _MM_HINT_T0);
+template <int LINES>
+PENSTOCK_INLINE void fetch_lines(const uint16_t* from) {
+    for (int64_t line = 0; line < LINES; ++line)
+        _mm_prefetch(reinterpret_cast<const char*>(from + line * LINE), _MM_HINT_T1);
 }
 
 constexpr int64_t LOW = 16 * PANEL;  // where the sums of a block's lower 16 rows begin
@@ -68,11 +68,12 @@ PENSTOCK_INLINE void save_sums(float* sums) {
 }
 
 // sums [32][PANEL] += a block of x times a panel over `steps` steps of K. HALF: only the first 16 rows are wanted.
-template <bool HALF, bool FETCH>
-void multiply(const uint16_t* x, const uint16_t* w, float* sums, int64_t steps, bool first) {
+// Of what will be multiplied later, LINES cache lines a step are fetched on the way, from `later` on.
+template <bool HALF, int LINES>
+void multiply(const uint16_t* x, const uint16_t* w, float* sums, int64_t steps, bool first, const uint16_t* later) {
     first ? clear_sums<HALF>() : load_sums<HALF>(sums);
     for (int64_t step = 0; step < steps; ++step, x += BLOCK_STEP, w += BLOCK_STEP) {
-        if (FETCH) fetch_step(w + AHEAD);
+        if (LINES) fetch_lines<LINES>(later + step * BLOCK_STEP);
         _tile_loadd(4, x, 64);
         _tile_loadd(6, w, 64);
         _tile_dpbf16ps(0, 4, 6);
