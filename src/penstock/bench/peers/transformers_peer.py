@@ -13,6 +13,7 @@ import time
 from typing import Any
 
 PAGE_TOKENS = 256  # its default
+STEP_TOKENS = 2048  # left alone, it takes a step that is too large for the memory of most machines
 
 
 def main() -> None:
@@ -31,7 +32,7 @@ def main() -> None:
     if terms["warm_up"]:
         run(torch, transformers, model, settings, [{"prompt_token_ids": list(range(60)), "max_tokens": 4}])
     title = f"transformers {transformers.__version__} (continuous batching)"
-    say({"ready": True, "title": title, "notes": []})
+    say({"ready": True, "title": title, "notes": [f"its steps take {STEP_TOKENS} tokens"]})
     for line in sys.stdin:
         with open(line.rstrip("\n"), encoding="utf-8") as file:
             say(run(torch, transformers, model, settings, [json.loads(row) for row in file]))
@@ -46,6 +47,7 @@ def continuous_batching(transformers: Any, config: Any, terms: dict[str, Any]) -
     return transformers.generation.configuration_utils.ContinuousBatchingConfig(
         page_size=PAGE_TOKENS,
         num_blocks=max(1, terms["kv_bytes"] // page_bytes),
+        max_batch_tokens=max(STEP_TOKENS, terms["max_sequences"]),
         max_requests_per_batch=terms["max_sequences"],
         allow_block_sharing=True,
     )
