@@ -81,12 +81,13 @@ def test_every_setting_has_a_flag_and_a_variable() -> None:
         "token-budget": "64",
         "max-sequences": "8",
         "threads": "3",
+        "max-isa": "avx2",
         "seed": "0",
         "phase-file": "phase",
     }
     environment = {config.variable(name): value for name, value in flags.items()}
     by_flag, by_variable = read_settings(flags, {}), read_settings({}, environment)
-    expected = ("demo", "cpu", "float16", 1024, 64, 8, 3, 0, "phase")
+    expected = ("demo", "cpu", "float16", 1024, 64, 8, 3, "avx2", 0, "phase")
     for found in (by_flag, by_variable):
         assert tuple(getattr(found, name) for name in Settings.__dataclass_fields__ if name != "sources") == expected
 
