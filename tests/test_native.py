@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import multiprocessing
 import os
+import subprocess
 from pathlib import Path
 from typing import NamedTuple
 
@@ -57,6 +58,17 @@ def test_what_cannot_run_has_a_reason_and_the_reference_computes() -> None:
         assert set(selection.names.values()) == {"reference", "composed"}
         assert selection.why_not_native == without.why_not
     assert "this is cuda" in (select("cuda", opened("reference")).why_not_native or "")
+
+
+def test_a_library_that_is_broken_or_of_other_sources_is_not_used(tmp_path: Path) -> None:
+    broken = tmp_path / "libpenstock.so"
+    broken.write_bytes(b"no library")
+    assert "cannot be loaded" in (open_native(dtype="float32", threads=1, library=broken).why_not or "")
+    source, other = tmp_path / "other.cpp", tmp_path / "other.so"
+    source.write_text("int unrelated;")
+    subprocess.run(["g++", "-shared", "-o", other, source], check=True)
+    why_not = open_native(dtype="float32", threads=1, library=other).why_not
+    assert "undefined symbol: penstock_layer_bytes" in (why_not or "")
 
 
 @pytest.mark.parametrize("isa", ISAS)

@@ -28,6 +28,7 @@ PANEL = 32  # columns that a packed weight is padded to
 
 # Each function's result and arguments.
 _SIGNATURES: dict[str, tuple[type | None, tuple[type, ...]]] = {
+    "penstock_layer_bytes": (COUNT, ()),
     "penstock_best_isa": (INT, (INT,)),
     "penstock_open": (ADDRESS, (INT, INT)),
     "penstock_close": (None, (ADDRESS,)),
@@ -176,8 +177,10 @@ def open_native(*, dtype: str, threads: int, max_isa: str | None = None, library
         return Opened(None, f"{library.name} was not built: install penstock where a C++ compiler (g++) is")
     try:
         loaded = _load(library)
-    except OSError as error:
-        return Opened(None, f"{library.name} cannot be loaded: {error}")
+    except (OSError, AttributeError) as error:
+        return Opened(None, f"{library.name} cannot be loaded: {error}; install penstock again")
+    if loaded.penstock_layer_bytes() != ctypes.sizeof(structs.Layer):
+        return Opened(None, f"{library.name} was built from other sources; install penstock again")
     isa = ISAS[loaded.penstock_best_isa(ISAS.index(max_isa) if max_isa else len(ISAS))]
     return Opened(Native(loaded, isa=isa, threads=threads), None)
 

@@ -11,7 +11,7 @@
 //   height(left)           how many it does when `left` are to go
 //   size(rows, k)          Numbers that `rows` x `k` take as its left operand, a multiple of blocks
 //   lay_out(...)           float32 panels to left operand
-//   pack_keys, pack_values a segment of the cache to right operands
+//   pack_keys, pack_values a segment of the cache to right operands; on the way what comes next is fetched
 //   multiply(...)          left operand times one panel
 //   weight(v)              an attention weight as its left operand holds it
 #pragma once
@@ -43,6 +43,16 @@ struct Segment {
         }
     }
     const T* row(const void* cache, int64_t i) const { return static_cast<const T*>(cache) + place[i]; }
+    void take(const Segment& other) {
+        count = other.count;
+        std::memcpy(place, other.place, sizeof place);
+    }
+    // Rows first .. last are wanted soon: blocks lie anywhere, so the processor does not see them coming.
+    void fetch(const void* cache, int64_t first, int64_t last) const {
+        for (int64_t i = first; i < at_most(last, count); ++i)
+            for (int64_t at = 0; at < a.width; at += 64 / static_cast<int64_t>(sizeof(T)))
+                __builtin_prefetch(row(cache, i) + at, 0, 2);
+    }
 };
 
 // The queries of a tile that share a key head, one below the other: row r is query r / group, head r % group.
@@ -145,16 +155,15 @@ void merge_row(const Tile& tile, Space<Number>& space, int64_t r, bool first) {
 
 template <class Unit, class T>
 void attend_segment(const Tile& tile, Space<typename Unit::Number>& space, const typename Unit::Number* queries,
-                    typename Unit::Number* weights, int64_t start) {
+                    typename Unit::Number* weights, int64_t start, const Segment<T>& segment, const Segment<T>& next) {
     const Attention& a = tile.a;
-    const Segment<T> segment(a, tile.table(), tile.head, start, at_most(tile.end() - start, SEGMENT));
     const int64_t key_panels = ceil_div(segment.count, PANEL);
     Unit::pack_keys(segment, space.right);
     multiply_all<Unit>(tile, queries, space.right, space.scores, key_panels, a.width);
     for (int64_t r = 0; r < tile.height; ++r)
         weigh_row<Unit>(tile, space, r, tile.position(r) - start + 1, key_panels);
     Unit::lay_out(space.scores, tile.padded, tile.height, segment.count, weights);
-    Unit::pack_values(segment, space.right);
+    Unit::pack_values(segment, next, space.right);
     multiply_all<Unit>(tile, weights, space.right, space.partial, ceil_div(a.width, PANEL), segment.count);
     for (int64_t r = 0; r < tile.height; ++r)
         if (tile.position(r) >= start) merge_row(tile, space, r, start == 0);
@@ -166,8 +175,16 @@ void attend_tile(const Tile& tile, Space<typename Unit::Number> space) {
     auto* weights = space.left + Unit::size(tile.padded, a.width);
     gather_queries<T>(tile, space.panels);
     Unit::lay_out(space.panels, tile.padded, tile.height, a.width, space.left);
-    for (int64_t start = 0; start < tile.end(); start += SEGMENT)
-        attend_segment<Unit, T>(tile, space, space.left, weights, start);
+    const auto segment_at = [&](int64_t start) {
+        const int64_t left = tile.end() - start;
+        return Segment<T>(a, tile.table(), tile.head, start, left > 0 ? at_most(left, SEGMENT) : 0);
+    };
+    Segment<T> segment = segment_at(0);
+    for (int64_t start = 0; start < tile.end(); start += SEGMENT) {
+        const Segment<T> next = segment_at(start + SEGMENT);
+        attend_segment<Unit, T>(tile, space, space.left, weights, start, segment, next);
+        segment.take(next);
+    }
     for (int64_t r = 0; r < tile.height; ++r) {
         T* out = static_cast<T*>(a.out) + tile.offset(r, a.out_stride);
         for (int64_t i = 0; i < a.width; i += LANES) {

@@ -32,7 +32,8 @@ struct TileUnit {
     // A tile holds 16 keys: a row of it is one pair of neighbours along the width, a square of 32-bit pairs to turn.
     static void pack_keys(const Segment<uint16_t>& segment, uint16_t* right) {
         const int64_t width = segment.a.width;
-        for (int64_t key = 0; key < ceil_div(segment.count, PANEL) * PANEL; key += 16)
+        for (int64_t key = 0; key < ceil_div(segment.count, PANEL) * PANEL; key += 16) {
+            segment.fetch(segment.a.values, key, key + 16);
             for (int64_t i = 0; i < width; i += STEP) {
                 Vec square[16];
 #pragma GCC unroll 16
@@ -43,6 +44,7 @@ struct TileUnit {
 #pragma GCC unroll 16
                 for (int64_t j = 0; j < 16; ++j) store(reinterpret_cast<float*>(tile + j * 32), square[j]);
             }
+        }
     }
 
     static PENSTOCK_INLINE Vec load_pairs_some(const Segment<uint16_t>& segment, int64_t key, int64_t i) {
@@ -53,10 +55,11 @@ struct TileUnit {
     }
 
     // A row of a tile is two keys' values side by side, for 16 positions along the width; two tiles make a panel.
-    static void pack_values(const Segment<uint16_t>& segment, uint16_t* right) {
+    static void pack_values(const Segment<uint16_t>& segment, const Segment<uint16_t>& next, uint16_t* right) {
         const int64_t steps = ceil_div(segment.count, STEP), panels = ceil_div(segment.a.width, PANEL);
         const __m512i low = neighbours(0), high = neighbours(16);
         for (int64_t key = 0; key < steps * STEP; key += 2) {
+            next.fetch(next.a.keys, key, key + 2);
             uint16_t* line = right + key / STEP * BLOCK_STEP + key % STEP / 2 * 32;
             for (int64_t panel = 0; panel < panels; ++panel, line += steps * BLOCK_STEP) {
                 const __m512i first = values(segment, key, panel * PANEL);

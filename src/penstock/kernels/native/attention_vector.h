@@ -35,6 +35,7 @@ struct VectorUnit {
     static void pack_keys(const Segment<T>& segment, float* right) {
         const int64_t width = segment.a.width;
         for (int64_t key = 0; key < ceil_div(segment.count, PANEL) * PANEL; key += LANES) {
+            segment.fetch(segment.a.values, key, key + LANES);
             float* panel = right + key / PANEL * panel_size(width) + key % PANEL;
             for (int64_t i = 0; i < width; i += LANES) {
                 Vec square[LANES];
@@ -49,9 +50,10 @@ struct VectorUnit {
     }
 
     template <class T>
-    static void pack_values(const Segment<T>& segment, float* right) {
+    static void pack_values(const Segment<T>& segment, const Segment<T>& next, float* right) {
         const int64_t width = segment.a.width;
         for (int64_t key = 0; key < segment.count; ++key) {
+            next.fetch(next.a.keys, key, key + 1);
             const T* row = segment.row(segment.a.values, key);
             for (int64_t i = 0; i < ceil_div(width, PANEL) * PANEL; i += LANES) {
                 float* panel = right + i / PANEL * panel_size(segment.count);

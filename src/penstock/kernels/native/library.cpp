@@ -44,6 +44,9 @@ int guarded(Context* context, Body&& body) {
 
 }  // namespace
 
+// So that a library that was built from other sources is found out: the largest struct, which holds the others.
+PENSTOCK_API int64_t penstock_layer_bytes() { return sizeof(Layer); }
+
 PENSTOCK_API int penstock_best_isa(int cap) { return best_isa(cap); }
 
 // A context with `threads` threads and the kernels of `isa`, which must be one that `penstock_best_isa` allows; null
