@@ -13,7 +13,7 @@ WORDS = {"__init__", "errors", "request", "step", "config", "fields", "protocol"
 DECISIONS = {"blocks", "cost", "prefix", "scheduler", "sequence"}
 TENSORS = {"kv", "device", "executor", "sampling", "weights", "tokenizer", "checkpoint"}  # and models.*, kernels.*
 ENGINE = {"engine", "intake"}
-SURFACES = {"cli", "llm", "__main__"}
+SURFACES = {"cli", "cli_bench", "cli_jobs", "cli_output", "cli_run", "llm", "__main__"}
 
 # Which layers a layer may import, itself included.
 MAY_IMPORT = {

@@ -1,0 +1,50 @@
+"""`penstock jobs`: looking at jobs from outside, whether a process works on them or not."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from penstock.cli_output import say
+
+
+def add_jobs(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add `penstock jobs` and what it can show."""
+    jobs = commands.add_parser("jobs", help="look at jobs from outside").add_subparsers(required=True, metavar="WHAT")
+    for name, command, text in (
+        ("list", _jobs_list, "one line for each job"),
+        ("show", _jobs_show, "all that is known of a job"),
+        ("verify", _jobs_verify, "check every hash of a job, and its files against it; exit code 1 if one is wrong"),
+    ):
+        parsed = jobs.add_parser(name, help=text, description=text)
+        parsed.add_argument(
+            "path", nargs="?", default=".", type=Path, help="a folder, a job or its output (default: .)"
+        )
+        parsed.set_defaults(command=command)
+
+
+def _jobs_list(flags: argparse.Namespace) -> int:
+    from penstock.jobs.looking import find_jobs, one_line
+
+    for path in find_jobs(flags.path):
+        say(one_line(path))
+    return 0
+
+
+def _jobs_show(flags: argparse.Namespace) -> int:
+    from penstock.jobs.looking import describe, find_jobs
+
+    for path in find_jobs(flags.path):
+        say("\n".join(describe(path)))
+    return 0
+
+
+def _jobs_verify(flags: argparse.Namespace) -> int:
+    from penstock.jobs.looking import find_jobs, verify
+
+    is_wrong = False
+    for path in find_jobs(flags.path):
+        report = verify(path)
+        is_wrong = is_wrong or bool(report.problems)
+        say("\n".join([f"{path}: {'wrong' if report.problems else 'right'}", *report.problems, *report.checked]))
+    return 1 if is_wrong else 0
