@@ -34,7 +34,7 @@ HOMES = {
     "jinja2": {"tokenizer"},
     "huggingface_hub": {"checkpoint"},
     "rich": {"jobs.progress"},
-    "sqlite3": {"jobs.store"},
+    "sqlite3": {"jobs.database"},
     "zstandard": {"jobs.formats"},
 }
 

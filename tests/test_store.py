@@ -221,14 +221,14 @@ def test_a_file_that_is_no_job_is_refused(path: Path) -> None:
 
 
 def test_durability_is_what_it_says(store: Store, path: Path) -> None:
-    assert store._query("PRAGMA synchronous") == [(2,)]  # FULL
-    assert store._query("PRAGMA journal_mode") == [("wal",)]
+    assert store._db.query("PRAGMA synchronous") == [(2,)]  # FULL
+    assert store._db.query("PRAGMA journal_mode") == [("wal",)]
 
 
 def test_a_write_that_fails_is_a_failed_storage(store: Store, path: Path) -> None:
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("PRAGMA busy_timeout = 0")
-        store._query("PRAGMA busy_timeout = 0")
+        store._db.query("PRAGMA busy_timeout = 0")
         other.execute("BEGIN IMMEDIATE")
         with pytest.raises(StorageFailed, match=r"database is locked \(SQLITE_BUSY\).*run the same command again"):
             store.claim(item(0))

@@ -1,9 +1,9 @@
 """The durable truth of a job: one SQLite file with its items, attempts, results and runs.
 
-Owns the schema, its migrations and every statement; the only module that knows SQLite. Knows nothing of engines or
+Owns the schema, its migrations and every statement on it (`database.py` knows SQLite). Knows nothing of engines or
 formats: a row is a number, a line of the input, and in the end the bytes of an output line.
-Write-ahead log and synchronous=FULL: when `commit` returns, what was written is on the disk. Writes gather in one
-transaction until `commit`. The writer holds a `JobLock`; any number of readers may look meanwhile.
+When `commit` returns, what was written is on the disk. The writer holds a `JobLock`; any number of readers may look
+meanwhile.
 Items and results carry logical ids (row, run), never paths or device state, so that a job can move between machines.
 """
 
@@ -11,16 +11,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sqlite3
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from penstock.errors import JobMismatch, StorageFailed
+from penstock.errors import StorageFailed
+from penstock.jobs.database import Database, Kind
 
-APPLICATION_ID = 0x50454E53  # "PENS", in the header of every job file
 CRASHES_TO_SUSPECT = 3  # rows that were in flight at so many crashes run last, alone
 
 MIGRATIONS = (
@@ -45,6 +44,7 @@ MIGRATIONS = (
     CREATE TABLE counts (name TEXT PRIMARY KEY, number INTEGER NOT NULL) WITHOUT ROWID;
     """,
 )
+JOB = Kind("job", 0x50454E53, MIGRATIONS)  # "PENS"
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,9 +137,9 @@ class Run(NamedTuple):
 class Store:
     """A job file. Invariant: a row with a result has no owner, and a row with an owner has no result."""
 
-    def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
-        self.path = path
-        self._db = connection
+    def __init__(self, database: Database) -> None:
+        self.path = database.path
+        self._db = database
         self._run: int | None = None
 
     @classmethod
@@ -149,16 +149,7 @@ class Store:
         Raises:
             JobMismatch: the file is no job, or one of a later version.
         """
-        store = cls(path, sqlite3.connect(path, isolation_level=None, timeout=30))
-        try:
-            store._check_kind()
-            store._query("PRAGMA journal_mode=WAL")
-            store._query("PRAGMA synchronous=FULL")
-            store._migrate()
-        except BaseException:
-            store._db.close()
-            raise
-        return store
+        return cls(Database.open(path, JOB))
 
     @classmethod
     def look(cls, path: Path) -> Store:
@@ -167,15 +158,7 @@ class Store:
         Raises:
             JobMismatch: the file is no job, or one of a later version.
         """
-        if not path.is_file():
-            raise JobMismatch(f"there is no job {path}")
-        store = cls(path, sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=5))
-        try:
-            store._check_kind()
-        except BaseException:
-            store._db.close()
-            raise
-        return store
+        return cls(Database.look(path, JOB))
 
     def close(self) -> None:
         """Close the file; what was not committed is lost."""
@@ -185,22 +168,20 @@ class Store:
 
     def create(self, identity: Identity, about: About) -> None:
         """Write down what the job is. Committed at once."""
-        with self._writing():
-            for key, value in {**asdict(identity), **asdict(about), "fingerprint": identity.fingerprint()}.items():
-                self._db.execute("INSERT INTO meta VALUES (?, ?)", (key, json.dumps(value)))
+        known = {**asdict(identity), **asdict(about), "fingerprint": identity.fingerprint()}
+        self._db.write_all("INSERT INTO meta VALUES (?, ?)", ((key, json.dumps(value)) for key, value in known.items()))
         self.commit()
 
     def meta(self) -> dict[str, Any]:
         """Everything that `create` wrote; empty in a job that was not created yet."""
-        if self._schema() == 0:
+        if self._db.schema() == 0:
             return {}
-        return {key: json.loads(value) for key, value in self._query("SELECT key, value FROM meta")}
+        return {key: json.loads(value) for key, value in self._db.query("SELECT key, value FROM meta")}
 
     def move(self, **paths: str) -> None:
         """Remember new places of the input, the output or the errors. Committed at once."""
-        with self._writing():
-            for key, path in paths.items():
-                self._db.execute("UPDATE meta SET value = ? WHERE key = ?", (json.dumps(path), key))
+        entries = ((json.dumps(path), key) for key, path in paths.items())
+        self._db.write_all("UPDATE meta SET value = ? WHERE key = ?", entries)
         self.commit()
 
     def identity(self) -> Identity | None:
@@ -218,21 +199,19 @@ class Store:
     def begin_run(self, started: str, numerics: Mapping[str, str], *, row_exact: bool) -> None:
         """Start to compute: rows claimed from now on belong to this run. Committed at once."""
         values = (started, json.dumps(dict(numerics), sort_keys=True), row_exact)
-        with self._writing():
-            cursor = self._db.execute("INSERT INTO runs (started, numerics, row_exact) VALUES (?, ?, ?)", values)
-            self._run = cursor.lastrowid
+        self._db.write("INSERT INTO runs (started, numerics, row_exact) VALUES (?, ?, ?)", *values)
+        [(self._run,)] = self._db.query("SELECT last_insert_rowid()")
         self.commit()
 
     def end_run(self, outcome: str) -> None:
         """Let go of the rows that are not finished, which is no crash, and say how the run ended. Committed at once."""
-        with self._writing():
-            self._db.execute("UPDATE items SET owner = NULL WHERE owner IS NOT NULL")
-            self._db.execute("UPDATE runs SET outcome = ? WHERE run = ?", (outcome, self._run))
+        self._db.write("UPDATE items SET owner = NULL WHERE owner IS NOT NULL")
+        self._db.write("UPDATE runs SET outcome = ? WHERE run = ?", outcome, self._run)
         self.commit()
 
     def runs(self) -> list[Run]:
         """Every run so far, oldest first."""
-        found = self._query(
+        found = self._db.query(
             "SELECT run, started, numerics, row_exact, outcome,"
             " (SELECT count(*) FROM results WHERE results.run = runs.run) FROM runs ORDER BY run"
         )
@@ -242,7 +221,7 @@ class Store:
 
     def answer_numerics(self) -> list[dict[str, str]]:
         """The different numerics under which rows were answered, the latest last."""
-        found = self._query(
+        found = self._db.query(
             "SELECT numerics FROM runs WHERE run IN (SELECT run FROM results WHERE code IS NULL)"
             " GROUP BY numerics ORDER BY max(run)"
         )
@@ -250,7 +229,7 @@ class Store:
 
     def is_row_exact(self) -> bool:
         """Whether every answer so far was computed with the same numerics, and by a run that is row-exact."""
-        [(inexact,)] = self._query(
+        [(inexact,)] = self._db.query(
             "SELECT count(*) FROM runs WHERE NOT row_exact AND run IN (SELECT run FROM results WHERE code IS NULL)"
         )
         return inexact == 0 and len(self.answer_numerics()) <= 1
@@ -259,21 +238,20 @@ class Store:
 
     def count_crashes(self) -> list[tuple[int, int]]:
         """Count a crash for each row that a dead process had in flight: (row, its crashes now). Committed at once."""
-        with self._writing():
-            self._db.execute("UPDATE items SET crashes = crashes + 1 WHERE owner IS NOT NULL")
-            found = self._query("SELECT row, crashes FROM items WHERE owner IS NOT NULL ORDER BY row")
-            self._db.execute("UPDATE items SET owner = NULL WHERE owner IS NOT NULL")
+        self._db.write("UPDATE items SET crashes = crashes + 1 WHERE owner IS NOT NULL")
+        found = self._db.query("SELECT row, crashes FROM items WHERE owner IS NOT NULL ORDER BY row")
+        self._db.write("UPDATE items SET owner = NULL WHERE owner IS NOT NULL")
         self.commit()
         return found
 
     def last_row(self) -> int | None:
         """The last row that was seen."""
-        [(row,)] = self._query("SELECT max(row) FROM items")
+        [(row,)] = self._db.query("SELECT max(row) FROM items")
         return row  # type: ignore[no-any-return]
 
     def state(self, row: int) -> State | None:
         """How far a row has come; None: never seen."""
-        found = self._query(
+        found = self._db.query(
             "SELECT attempts, crashes, EXISTS (SELECT 1 FROM results WHERE results.row = items.row) FROM items"
             " WHERE row = ?",
             row,
@@ -282,7 +260,7 @@ class Store:
 
     def item(self, row: int) -> Item:
         """A row that was seen."""
-        [found] = self._query("SELECT row, line, size_bytes, custom_id FROM items WHERE row = ?", row)
+        [found] = self._db.query("SELECT row, line, size_bytes, custom_id FROM items WHERE row = ?", row)
         return Item(*found)
 
     def claim(self, item: Item) -> int | None:
@@ -292,36 +270,29 @@ class Store:
             None; or the line of the earlier row that has the same custom id, and then nothing is written.
         """
         known = "UPDATE items SET attempts = attempts + 1, owner = ? WHERE row = ?"
-        new = "INSERT INTO items (row, line, size_bytes, custom_id, attempts, owner) VALUES (?, ?, ?, ?, 1, ?)"
-        with self._writing():
-            if self._db.execute(known, (self._run, item.row)).rowcount == 1:
-                return None
-            try:
-                self._db.execute(new, (*item, self._run))
-            except sqlite3.IntegrityError:
-                [(line,)] = self._query("SELECT line FROM items WHERE custom_id = ?", item.custom_id)
-                return int(line)
-        return None
+        new = (
+            "INSERT INTO items (row, line, size_bytes, custom_id, attempts, owner) VALUES (?, ?, ?, ?, 1, ?)"
+            " ON CONFLICT (custom_id) DO NOTHING"
+        )
+        if self._db.write(known, self._run, item.row) or self._db.write(new, *item, self._run):
+            return None
+        [(line,)] = self._db.query("SELECT line FROM items WHERE custom_id = ?", item.custom_id)
+        return int(line)
 
     def add_refused(self, item: Item) -> None:
         """Note a row that will never run, without a claim on its custom id; its result comes in the same commit."""
-        with self._writing():
-            self._db.execute(
-                "INSERT INTO items (row, line, size_bytes, attempts) VALUES (?, ?, ?, 0) ON CONFLICT (row) DO NOTHING",
-                item[:3],
-            )
+        new = "INSERT INTO items (row, line, size_bytes, attempts) VALUES (?, ?, ?, 0) ON CONFLICT (row) DO NOTHING"
+        self._db.write(new, *item[:3])
 
     def finish(self, result: Result) -> None:
         """Record what became of a row, and that it is in flight no more."""
-        with self._writing():
-            self._db.execute(
-                "INSERT INTO results VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (*result, self._run, result_hash(result))
-            )
-            self._db.execute("UPDATE items SET owner = NULL WHERE row = ?", (result.row,))
+        new = "INSERT INTO results VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+        self._db.write(new, *result, self._run, result_hash(result))
+        self._db.write("UPDATE items SET owner = NULL WHERE row = ?", result.row)
 
     def suspects(self) -> list[int]:
         """The rows without a result that were in flight at too many crashes; they run last, alone."""
-        found = self._query(
+        found = self._db.query(
             "SELECT row FROM items WHERE crashes > 0 AND crashes >= ? AND row NOT IN (SELECT row FROM results)"
             " ORDER BY row",
             CRASHES_TO_SUSPECT,
@@ -330,45 +301,34 @@ class Store:
 
     def in_flight(self) -> list[int]:
         """The rows that a run computes now, or did when it died."""
-        return [row for (row,) in self._query("SELECT row FROM items WHERE owner IS NOT NULL ORDER BY row")]
+        return [row for (row,) in self._db.query("SELECT row FROM items WHERE owner IS NOT NULL ORDER BY row")]
 
     def attempts(self) -> list[tuple[int, int]]:
         """How often rows were started: (attempts, number of rows)."""
-        return self._query("SELECT attempts, count(*) FROM items GROUP BY attempts ORDER BY attempts")
+        return self._db.query("SELECT attempts, count(*) FROM items GROUP BY attempts ORDER BY attempts")
 
     def count(self, name: str) -> None:
         """Add one to a named count."""
-        with self._writing():
-            self._db.execute(
-                "INSERT INTO counts VALUES (?, 1) ON CONFLICT (name) DO UPDATE SET number = number + 1", (name,)
-            )
+        self._db.write("INSERT INTO counts VALUES (?, 1) ON CONFLICT (name) DO UPDATE SET number = number + 1", name)
 
     def counts(self) -> dict[str, int]:
         """All named counts."""
-        return dict(self._query("SELECT name, number FROM counts ORDER BY name"))
+        return dict(self._db.query("SELECT name, number FROM counts ORDER BY name"))
 
     # --- results ------------------------------------------------------------------------------------------------
 
     def results(self, start: int = 0) -> Iterator[Result]:
         """The results of rows start, start + 1, ... up to the first that is missing."""
-        cursor = self._db.execute(
-            "SELECT row, output, code, prompt_tokens, cached_tokens, output_tokens FROM results WHERE row >= ?"
-            " ORDER BY row",
-            (start,),
-        )
-        try:
-            for expected, found in enumerate(cursor, start):
+        columns = ", ".join(Result._fields)
+        with closing(self._db.stream(f"SELECT {columns} FROM results WHERE row >= ? ORDER BY row", start)) as rows:
+            for expected, found in enumerate(rows, start):
                 if found[0] != expected:
                     return
                 yield Result(*found)
-        except sqlite3.DatabaseError as error:
-            raise _storage_failed(self.path, error) from error
-        finally:
-            cursor.close()  # an open read would keep the log from being folded into the file
 
     def totals(self) -> Totals:
         """Sums over all results."""
-        [found] = self._query(
+        [found] = self._db.query(
             "SELECT count(*), count(code), coalesce(sum(prompt_tokens), 0), coalesce(sum(cached_tokens), 0),"
             " coalesce(sum(output_tokens), 0), coalesce(sum(size_bytes), 0) FROM results JOIN items USING (row)"
         )
@@ -377,19 +337,19 @@ class Store:
     def failures(self) -> dict[str, int]:
         """The number of error rows by code."""
         return dict(
-            self._query("SELECT code, count(*) FROM results WHERE code IS NOT NULL GROUP BY code ORDER BY code")
+            self._db.query("SELECT code, count(*) FROM results WHERE code IS NOT NULL GROUP BY code ORDER BY code")
         )
 
     def verify(self) -> Iterator[str]:
         """Re-derive every hash and check every invariant; yields a sentence for each thing that is wrong."""
         try:
-            yield from (problem for (problem,) in self._query("PRAGMA integrity_check") if problem != "ok")
-            if self._schema() == 0:
+            yield from (problem for (problem,) in self._db.query("PRAGMA integrity_check") if problem != "ok")
+            if self._db.schema() == 0:
                 return  # made, and nothing written yet
             yield from self._verify_identity()
             yield from self._verify_links()
             yield from self._verify_results()
-        except (sqlite3.DatabaseError, StorageFailed) as error:
+        except StorageFailed as error:
             yield f"the file cannot be read: {error}"
 
     def _verify_identity(self) -> Iterator[str]:
@@ -398,16 +358,14 @@ class Store:
             yield f"the fingerprint is {self.meta()['fingerprint']}, but its parts give {identity.fingerprint()}"
 
     def _verify_links(self) -> Iterator[str]:
-        for table, row, target, _ in self._query("PRAGMA foreign_key_check"):
+        for table, row, target, _ in self._db.query("PRAGMA foreign_key_check"):
             yield f"entry {row} of {table} names an entry of {target} that is not there"
-        for (row,) in self._query("SELECT row FROM items JOIN results USING (row) WHERE owner IS NOT NULL"):
+        for (row,) in self._db.query("SELECT row FROM items JOIN results USING (row) WHERE owner IS NOT NULL"):
             yield f"row {row} has a result and is in flight"
 
     def _verify_results(self) -> Iterator[str]:
-        cursor = self._db.execute(
-            "SELECT row, output, code, prompt_tokens, cached_tokens, output_tokens, sha256 FROM results ORDER BY row"
-        )
-        for *fields, stored in cursor:
+        columns = ", ".join(Result._fields)
+        for *fields, stored in self._db.stream(f"SELECT {columns}, sha256 FROM results ORDER BY row"):
             result = Result(*fields)
             if result_hash(result) != stored:
                 yield f"row {result.row}: the hash of its result is not the one that was stored with it"
@@ -416,79 +374,14 @@ class Store:
 
     def commit(self) -> None:
         """Put everything written so far on the disk; returns when it is there."""
-        with self._writing():
-            self._db.execute("COMMIT")
+        self._db.commit()
 
     def rollback(self) -> None:
         """Forget what was written since the last commit."""
-        if self._db.in_transaction:
-            self._db.execute("ROLLBACK")
-
-    @contextmanager
-    def _writing(self) -> Iterator[None]:
-        """Inside a transaction (which starts here if none is open), with SQLite's failures as ours."""
-        try:
-            if not self._db.in_transaction:
-                self._db.execute("BEGIN IMMEDIATE")
-            yield
-        except sqlite3.DatabaseError as error:
-            raise _storage_failed(self.path, error) from error
-
-    def _query(self, sql: str, *values: object) -> list[Any]:
-        try:
-            return self._db.execute(sql, values).fetchall()
-        except sqlite3.DatabaseError as error:
-            raise _storage_failed(self.path, error) from error
-
-    def _schema(self) -> int:
-        [(version,)] = self._query("PRAGMA user_version")
-        return int(version)
-
-    def _check_kind(self) -> None:
-        """Refuse a file that is not a job of a version we know; an empty file is a job to be."""
-        try:
-            [(kind,)] = self._db.execute("PRAGMA application_id").fetchall()
-            [(objects,)] = self._db.execute("SELECT count(*) FROM sqlite_master").fetchall()
-        except sqlite3.DatabaseError as error:
-            raise JobMismatch(f"{self.path} is no job of Penstock, or is damaged: {error}") from error
-        if kind != APPLICATION_ID and objects:
-            raise JobMismatch(f"{self.path} is a database, but no job of Penstock; choose another --job")
-        if self._schema() > len(MIGRATIONS):
-            raise JobMismatch(
-                f"the job {self.path} has schema {self._schema()} and this Penstock knows {len(MIGRATIONS)}; "
-                "use a newer Penstock"
-            )
-
-    def _migrate(self) -> None:
-        applied = self._schema()
-        for version, script in enumerate(MIGRATIONS[applied:], applied + 1):
-            with self._writing():
-                for statement in _statements(script):
-                    self._db.execute(statement)
-                self._db.execute(f"PRAGMA user_version={version}")
-                self._db.execute(f"PRAGMA application_id={APPLICATION_ID}")
-            self.commit()
+        self._db.rollback()
 
 
 def result_hash(result: Result) -> bytes:
     """SHA-256 over every field of a result."""
     numbers = (result.row, result.code, result.prompt_tokens, result.cached_tokens, result.output_tokens)
     return hashlib.sha256(json.dumps(numbers).encode() + result.output).digest()
-
-
-def _statements(script: str) -> Iterator[str]:
-    """The statements of a script one by one, since `executescript` would commit before it starts."""
-    statement = ""
-    for line in script.splitlines():
-        statement += line + "\n"
-        if sqlite3.complete_statement(statement):
-            yield statement
-            statement = ""
-
-
-def _storage_failed(path: Path, error: sqlite3.DatabaseError) -> StorageFailed:
-    name = getattr(error, "sqlite_errorname", type(error).__name__)
-    return StorageFailed(
-        f"writing or reading the job {path} failed: {error} ({name}); what was committed is kept: "
-        "make room or mend the disk, then run the same command again"
-    )
