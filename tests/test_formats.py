@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import zstandard
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from penstock.errors import Refused
@@ -139,9 +139,9 @@ def test_any_lines_come_back(
 ) -> None:
     assert callable(pack)
     data = b"\n".join(pieces)
+    assume(pack is not bytes or not data.startswith((b"\x1f\x8b", b"\x28\xb5\x2f\xfd")))  # told by its first bytes
     path = tmp_path_factory.mktemp("rows") / "rows"
     path.write_bytes(pack(data))
-    found = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(formats, "_CHUNK_BYTES", chunk)
         patch.setattr(formats, "_ZSTD_CHUNK_BYTES", chunk)
