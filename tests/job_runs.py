@@ -12,10 +12,11 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from io import StringIO
 from pathlib import Path
+from typing import NamedTuple
 
 from penstock.config import Choice
 from penstock.engine import EngineStats, Event, Failed, Finished, TokenEvent
@@ -30,7 +31,7 @@ from penstock.jobs.stopping import StopSignals
 from penstock.jobs.summary import Summary
 from penstock.jobs.timing import Timer
 from penstock.protocol import BatchRow
-from penstock.request import Answer, Completion, FinishReason, Request, TokenSpan
+from penstock.request import Answer, Completion, FinishReason, Request, TokenSpan, stream_key
 
 NUMERICS = {"device": "toy", "dtype": "float32"}
 PROGRAM = [sys.executable, "-m", "tests.job_runs"]
@@ -119,12 +120,26 @@ def _answer(prompt: str, wanted: int) -> Answer:
     return Answer((completion,), len(prompt), 0)
 
 
-def tokens_of(asks: BatchRow) -> Request:
+def tokens_of(asks: BatchRow, tokens: Sequence[int] | None = None) -> Request:
     """The request of a row: its prompt's bytes are its tokens."""
     prompt = str(asks.prompt)
     if "BUG" in prompt:
         raise ZeroDivisionError("a bug that only this row finds")
-    return Request((TokenSpan(tuple(prompt.encode())),), asks.params)
+    key = stream_key(asks.params.seed, job_seed=0, custom_id=asks.custom_id)
+    return Request((TokenSpan(tuple(prompt.encode())),), asks.params, stream_key=key)
+
+
+class ToySetup(NamedTuple):
+    """What tokenizes for a toy model."""
+
+    model: str = "toy"
+    context_tokens: int = 1000
+
+    def open(self) -> Callable[[BatchRow], Request]:
+        return tokens_of
+
+    def key(self) -> str:
+        return "toy"
 
 
 @dataclass
@@ -139,6 +154,9 @@ class ToyModel:
 
     def resolve(self) -> tuple[Choice, ...]:
         return (Choice("device", "toy", "test"),)
+
+    def setup(self, job_seed: int) -> ToySetup:
+        return ToySetup()
 
     def load(self, job_seed: int) -> Loaded:
         self.loads += 1

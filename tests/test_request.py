@@ -58,3 +58,15 @@ def test_equal_requests_have_equal_fingerprints() -> None:
     two = Request((TokenSpan((1, 2, 3)),), SamplingParams(max_tokens=4))
     other = Request((TokenSpan((1, 2, 3)),), SamplingParams(max_tokens=5))
     assert one.fingerprint() == two.fingerprint() != other.fingerprint()
+
+
+def test_greedy_answers_do_not_depend_on_a_seed_and_drawn_ones_do() -> None:
+    def asks(seed: int | None, temperature: float, row: str = "a") -> Request:
+        params = SamplingParams(temperature=temperature, seed=seed)
+        return Request((TokenSpan((1, 2)),), params, stream_key=stream_key(seed, job_seed=0, custom_id=row))
+
+    assert asks(1, 0.0).fingerprint() == asks(None, 0.0, "b").fingerprint()
+    assert asks(1, 0.5).fingerprint() == asks(1, 0.5, "b").fingerprint() != asks(2, 0.5).fingerprint()
+    assert asks(None, 0.5).fingerprint() != asks(None, 0.5, "b").fingerprint()
+    repeatable = [asks(1, 0.0), asks(None, 0.0), asks(1, 0.5), asks(None, 0.5)]
+    assert [request.is_repeatable for request in repeatable] == [True, True, True, False]

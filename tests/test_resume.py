@@ -139,7 +139,7 @@ def look(place: Place) -> Kill:
         if not store.meta():
             return Kill(place.phase(), {}, {})
         assert not list(store.verify())
-        states = {n: state for n in range(ROWS) if (state := store.state(n)) is not None}
+        states = {n: state for n in range(ROWS) if (state := store.states([n]).get(n)) is not None}
         done = {n: state.attempts for n, state in states.items() if state.is_done}
         return Kill(place.phase(), {n: states[n].attempts for n in store.in_flight()}, done)
 

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from penstock.jobs.locks import JobLock
 from penstock.jobs.looking import one_line, verify
 from penstock.jobs.stopping import StopSignals
 from penstock.jobs.store import Store
+from penstock.request import Request
 from tests.job_runs import PROGRAM, REPOSITORY, ToyEngine, ToyModel, job_at, row, run_job, write_rows
 
 
@@ -139,14 +141,14 @@ def test_a_clean_stop_is_no_crash(tmp_path: Path) -> None:
         summary = run_job(job_at(tmp_path), ToyModel(engine), stop=stop)
     assert summary.exit_code in (0, 3)
     with closing(Store.look(job_at(tmp_path).path)) as store:
-        assert {state.crashes for state in map(store.state, range(10)) if state} == {0}
+        assert {state.crashes for state in store.states(range(10)).values()} == {0}
 
 
 def test_a_stop_claims_no_more_rows(tmp_path: Path) -> None:
     ten_rows(tmp_path)
     stop = StopSignals()
     engine = ToyEngine(on_step=lambda prompts: setattr(stop, "asked", signal.SIGINT))
-    assert run_job(job_at(tmp_path), ToyModel(engine), stop=stop).done == 1
+    assert run_job(job_at(tmp_path), ToyModel(engine), stop=stop).done == 0
     assert attempts(tmp_path) == [(1, 4)]
 
 
@@ -282,7 +284,7 @@ def test_a_bug_in_the_engine_is_a_crash_of_the_rows_in_flight(tmp_path: Path) ->
         run_job(job_at(tmp_path), ToyModel(ToyEngine(on_step=broken)))
     assert run_job(job_at(tmp_path)).done == 10
     with closing(Store.look(job_at(tmp_path).path)) as store:
-        assert [state.crashes for state in map(store.state, range(10)) if state] == [1] * 4 + [0] * 6
+        assert sorted(state.crashes for state in store.states(range(10)).values()) == [0] * 6 + [1] * 4
 
 
 def test_other_numerics_are_refused_with_both_values_unless_accepted(tmp_path: Path) -> None:
@@ -360,4 +362,95 @@ def test_a_row_that_kills_the_process_runs_alone_in_the_end_and_becomes_an_error
     assert codes(job_at(tmp_path).output) == [None, None, "internal", None, None, None, None, None]
     assert "the process died 4 times" in job_at(tmp_path).errors.read_text()
     with closing(Store.look(job_at(tmp_path).path)) as store:
-        assert [store.state(n).attempts for n in range(8)] == [4, 4, 4, 4, 1, 1, 1, 1]  # type: ignore[union-attr]
+        assert [store.states([n])[n].attempts for n in range(8)] == [4, 4, 4, 4, 1, 1, 1, 1]
+
+
+def test_equal_rows_are_computed_once_and_each_has_its_answer(tmp_path: Path) -> None:
+    asks = [("a", {}), ("b", {}), ("a", {}), ("a", {"max_tokens": 2}), ("b", {}), ("a", {"seed": 1}), ("a", {"n": 1})]
+    write_rows(tmp_path / "in.jsonl", [row(f"r{i}", p, temperature=0, **body) for i, (p, body) in enumerate(asks)])
+    model = ToyModel()
+    summary = run_job(job_at(tmp_path), model)
+    assert sorted(model.engine.started) == ["a", "a", "b"]
+    assert (summary.done, summary.failed, summary.equal_rows) == (7, 0, 4)
+    found = [json.loads(line) for line in job_at(tmp_path).output.read_text().splitlines()]
+    texts = [line["response"]["body"]["choices"][0]["text"] for line in found]
+    assert texts == ["a!" * 3, "b!" * 3, "a!" * 3, "a!" * 2, "b!" * 3, "a!" * 3, "a!" * 3]
+    assert [line["custom_id"] for line in lines(job_at(tmp_path).output)] == [f"r{i}" for i in range(7)]
+    assert verify(job_at(tmp_path).path).problems == ()
+
+
+def test_the_bytes_are_those_of_a_run_in_which_no_row_is_equal(tmp_path: Path) -> None:
+    for folder, seeds in (("equal", [7] * 6), ("alone", [7] * 6)):
+        (tmp_path / folder).mkdir()
+        rows = [row(f"r{i}", f"p{i % 2}", temperature=0.5, seed=seed) for i, seed in enumerate(seeds)]
+        write_rows(tmp_path / folder / "in.jsonl", rows)
+    run_job(job_at(tmp_path / "equal"))
+    no_fingerprints = pytest.MonkeyPatch()
+    no_fingerprints.setattr("penstock.request.Request.is_repeatable", False)
+    with no_fingerprints.context():
+        model = ToyModel()
+        run_job(job_at(tmp_path / "alone"), model)
+    no_fingerprints.undo()
+    assert len(model.engine.started) == 6
+    assert job_at(tmp_path / "equal").output.read_bytes() == job_at(tmp_path / "alone").output.read_bytes()
+
+
+def test_unseeded_rows_that_are_drawn_are_never_merged(tmp_path: Path) -> None:
+    write_rows(tmp_path / "in.jsonl", [row(f"r{i}", "p", temperature=1) for i in range(5)])
+    model = ToyModel()
+    assert run_job(job_at(tmp_path), model).equal_rows == 0
+    assert model.engine.started == ["p"] * 5
+
+
+def test_equal_rows_share_a_failure_and_a_crash(tmp_path: Path) -> None:
+    rows = [row(f"r{n}", "CRASH" if n % 2 else "FAIL", temperature=0) for n in range(6)]
+    write_rows(tmp_path / "in.jsonl", rows)
+    ends = [
+        subprocess.run([*PROGRAM, str(tmp_path)], cwd=REPOSITORY, capture_output=True, check=False).returncode
+        for _ in range(5)
+    ]
+    assert ends == [-signal.SIGKILL] * 4 + [0], "the second and third CRASH are not tried as well"
+    assert codes(job_at(tmp_path).output) == ["internal"] * 6
+
+
+def test_a_resumed_job_tokenizes_nothing_again_and_computes_equal_rows_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_rows(
+        tmp_path / "in.jsonl", [row(f"r{i}", f"p{i % 5}", temperature=0, max_tokens=1 + i % 5) for i in range(20)]
+    )
+    stop = StopSignals()
+    engine = ToyEngine(on_step=lambda prompts: setattr(stop, "asked", signal.SIGINT))
+    assert run_job(job_at(tmp_path), ToyModel(engine), stop=stop).done < 20
+    monkeypatch.setattr("tests.job_runs.ToySetup.open", lambda self: pytest.fail("it tokenizes again"))
+    model = ToyModel()
+    assert run_job(job_at(tmp_path), model).done == 20
+    assert len(model.engine.started) <= 5
+    assert not list(tmp_path.glob("*.plan*")), "a finished job needs no plan"
+
+
+def test_a_taken_custom_id_is_refused_whichever_row_runs_first(tmp_path: Path) -> None:
+    rows = [row("same", "zzz", max_tokens=1), row("same", "aaa", max_tokens=9), row("other", "mmm")]
+    write_rows(tmp_path / "in.jsonl", rows)
+    run_job(job_at(tmp_path))
+    assert codes(job_at(tmp_path).output) == [None, "duplicate_custom_id", None]
+
+
+def test_the_plan_is_revised_when_answers_are_shorter_than_guessed(tmp_path: Path) -> None:
+    """Half of the prompts get answers of a quarter of max_tokens; the others run first once that is known."""
+    prompts = [f"{'long' if i % 2 else 'brief'} {'x' * 20} {i:03}" for i in range(400)]
+    write_rows(tmp_path / "in.jsonl", [row(f"r{i}", p, max_tokens=16) for i, p in enumerate(prompts)])
+    model = ToyModel()
+    engine = model.engine
+    original = engine.add
+    engine.add = lambda request: original(_brief(request))  # type: ignore[method-assign]
+    run_job(job_at(tmp_path), model)
+    first, last = engine.started[:32], engine.started[-150:]
+    assert all(p.startswith("brief") for p in first)
+    assert all(p.startswith("brief") for p in last)
+    assert sorted(engine.started) == sorted(prompts)
+
+
+def _brief(request: Request) -> Request:
+    is_brief = bytes(request.prompt_tokens).startswith(b"brief")
+    return replace(request, params=replace(request.params, max_tokens=4)) if is_brief else request

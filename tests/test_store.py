@@ -55,7 +55,7 @@ def test_what_is_committed_is_there_after_the_process_is_gone(path: Path) -> Non
         assert again.identity() == IDENTITY
         assert again.about() == ABOUT
         assert list(again.results()) == [result(0)]
-        assert again.state(1) is None
+        assert again.states([1]).get(1) is None
 
 
 def test_a_reader_sees_commits_while_the_writer_goes_on(store: Store, path: Path) -> None:
@@ -77,16 +77,16 @@ def test_results_end_before_the_first_row_that_is_missing(store: Store) -> None:
 def test_a_custom_id_belongs_to_the_first_row_that_claims_it(store: Store) -> None:
     assert store.claim(item(0, "same")) is None
     assert store.claim(item(4, "same")) == 1
-    assert store.state(4) is None
+    assert store.states([4]).get(4) is None
     assert store.claim(item(0, "same")) is None  # its own row again
-    assert store.state(0) == State(attempts=2, crashes=0, is_done=False)
+    assert store.states([0]).get(0) == State(attempts=2, crashes=0, is_done=False)
 
 
 def test_a_refused_row_claims_no_custom_id(store: Store) -> None:
     store.add_refused(item(0, "same"))
     store.finish(result(0, "invalid_field"))
     assert store.claim(item(1, "same")) is None
-    assert store.state(0) == State(attempts=0, crashes=0, is_done=True)
+    assert store.states([0]).get(0) == State(attempts=0, crashes=0, is_done=True)
 
 
 def test_a_rollback_forgets_since_the_last_commit(store: Store) -> None:
@@ -95,7 +95,6 @@ def test_a_rollback_forgets_since_the_last_commit(store: Store) -> None:
     finish(store, 1)
     store.rollback()
     assert [found.row for found in store.results()] == [0]
-    assert store.last_row() == 0
 
 
 def test_rows_in_flight_of_a_dead_process_count_a_crash_and_suspects_are_those_with_three(store: Store) -> None:
@@ -108,7 +107,7 @@ def test_rows_in_flight_of_a_dead_process_count_a_crash_and_suspects_are_those_w
         assert store.count_crashes() == [(1, crash)]
     assert store.in_flight() == []
     assert store.suspects() == [1]
-    assert store.state(1) == State(attempts=3, crashes=3, is_done=False)
+    assert store.states([1]).get(1) == State(attempts=3, crashes=3, is_done=False)
     store.finish(result(1, "internal"))
     assert store.suspects() == []
 

@@ -34,15 +34,15 @@ class Intake:
         self._job_seed = job_seed
         self._vocab = vocab
 
-    def request(self, row: BatchRow) -> Request:
-        """The row as tokens.
+    def request(self, row: BatchRow, tokens: Sequence[int] | None = None) -> Request:
+        """The row as tokens, which are not worked out again where they are given.
 
         Raises:
             RowError: the prompt is empty or too long, or a token id is outside the vocabulary.
         """
         self._check_vocab("stop_token_ids", row.params.stop_token_ids)
         self._check_vocab("logit_bias", (token for token, _ in row.params.logit_bias))
-        prompt = self._encode(row.prompt)
+        prompt = self._encode(row.prompt) if tokens is None else tokens
         self._check_vocab("prompt", prompt)  # a tokenizer may know more tokens than the model
         if not prompt:
             message = f"the prompt has 0 tokens; it must have from 1 to {self._context_tokens - 1}"

@@ -182,7 +182,7 @@ class LLM:
             while True:
                 while len(running) < self._max_in_flight and (one := next(asked, None)) is not None:
                     try:
-                        running[self._engine.add(self._request(_row(one)))] = one.index
+                        running[self._engine.add(self._request(_row(one), None))] = one.index
                     except RowError as error:
                         yield Result(one.index, error=error)
                 if not running:

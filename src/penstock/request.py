@@ -10,9 +10,11 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from array import array
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
+from functools import lru_cache
 from typing import NamedTuple
 
 MAX_STOP_STRINGS = 16
@@ -133,10 +135,24 @@ class Request:
         """The token ids of the whole prompt."""
         return tuple(token for span in self.prompt for token in span.tokens)
 
+    @property
+    def is_repeatable(self) -> bool:
+        """Whether its answer depends on what it asks alone, and not on the name of its row (see `stream_key`)."""
+        return self.params.temperature == 0.0 or self.params.seed is not None
+
     def fingerprint(self) -> str:
         """Hex digest that two requests share exactly when their answers must be equal under one model."""
-        parts = [self.prompt_tokens, asdict(self.params), self.stream_key.hex(), self.namespace]
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+        drawn = b"" if self.params.temperature == 0.0 else self.stream_key
+        hashed = hashlib.sha256(_params_key(self.params))
+        for part in (drawn, json.dumps(self.namespace).encode(), array("I", self.prompt_tokens).tobytes()):
+            hashed.update(len(part).to_bytes(8, "big") + part)
+        return hashed.hexdigest()
+
+
+@lru_cache(maxsize=64)
+def _params_key(params: SamplingParams) -> bytes:
+    """All that the parameters say of an answer; the seed is in the stream's key where it says something."""
+    return json.dumps({**asdict(params), "seed": None}, sort_keys=True).encode()
 
 
 def stream_key(seed: int | None, *, job_seed: int, custom_id: str) -> bytes:

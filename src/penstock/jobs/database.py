@@ -3,7 +3,7 @@
 Owns how such a file is opened, brought up to date by numbered migrations and written, and turns SQLite's failures into
 ours; the only module that imports SQLite. What the tables mean is known to the modules that name them.
 One idea: writes gather in one transaction until `commit`, which returns when they are as safe as the file was asked to
-be: `FULL` on the disk, `OFF` in the hands of the system, for files that can be made anew.
+be: with `FULL` they are on the disk; with `NORMAL` the last of them may be lost with the power, but nothing is damaged.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Database:
         self._kind = kind
 
     @classmethod
-    def open(cls, path: Path, kind: Kind, *, safety: Literal["FULL", "OFF"] = "FULL") -> Database:
+    def open(cls, path: Path, kind: Kind, *, safety: Literal["FULL", "NORMAL"] = "FULL") -> Database:
         """Open a file for writing, or make it, and bring its schema up to date.
 
         Raises:

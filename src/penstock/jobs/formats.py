@@ -22,15 +22,20 @@ from penstock.fields import MAX_LINE_BYTES
 _CHUNK_BYTES = 2**18
 _ZSTD_CHUNK_BYTES = 2**12  # compressed; zstd may turn each 4 bytes into a block of 128 KiB, so this bounds memory
 _BLANK = b" \t\r\n"
+_GZIP = b"\x1f\x8b"
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 class InputLine(NamedTuple):
-    """A line that is not blank: its place among those (from 0), its line number (from 1), its bytes without the end."""
+    """A line that is not blank: its place among those (from 0), its line number (from 1), its bytes without the end.
+
+    `at` is where it starts in the file, in bytes; None: the file is compressed, so no line can be found again.
+    """
 
     row: int
     line: int
     data: bytes
+    at: int | None
 
 
 def read_lines(path: Path) -> Iterator[InputLine]:
@@ -42,13 +47,41 @@ def read_lines(path: Path) -> Iterator[InputLine]:
     row, line = 0, 0
     try:
         with path.open("rb") as file:
-            for line, data in enumerate(_lines(_chunks(file)), 1):
+            is_plain = not _is_compressed(file)
+            for line, (start, data) in enumerate(_lines(_chunks(file)), 1):
                 text = data.removeprefix(_BYTE_ORDER_MARK) if line == 1 else data
                 if text.strip(_BLANK):
-                    yield InputLine(row, line, text.removesuffix(b"\r"))
+                    at = start + len(data) - len(text) if is_plain else None
+                    yield InputLine(row, line, text.removesuffix(b"\r"), at)
                     row += 1
     except (OSError, EOFError, zlib.error, zstandard.ZstdError) as error:
         raise Refused(f"{path} cannot be read past line {line} ({_reason(error)}); make the file anew") from error
+
+
+class LineReader:
+    """Finds lines of a plain file again, by where they start (see `InputLine.at`)."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file: BinaryIO | None = None
+
+    def read(self, at: int, size_bytes: int) -> bytes:
+        """The `size_bytes` bytes of the line that starts at `at`.
+
+        Raises:
+            Refused: the file cannot be read.
+        """
+        try:
+            self._file = self._file or self._path.open("rb")
+            self._file.seek(at)
+            return self._file.read(size_bytes)
+        except OSError as error:
+            raise Refused(f"{self._path} cannot be read at byte {at} ({_reason(error)})") from error
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._file is not None:
+            self._file.close()
 
 
 def digest(path: Path) -> str:
@@ -64,29 +97,45 @@ def _reason(error: Exception) -> str:
     return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
 
-def _lines(chunks: Iterator[bytes]) -> Iterator[bytes]:
-    """Cut chunks into lines without their newline, each at most one byte longer than the limit."""
+def _lines(chunks: Iterator[bytes]) -> Iterator[tuple[int, bytes]]:
+    """Cut chunks into lines: where each starts, and it without its newline, at most one byte longer than the limit."""
+    start, end = 0, 0  # of the line at hand: where it starts, and how far it has been read
     held = bytearray()
     for chunk in chunks:
         *ended, rest = chunk.split(b"\n")
         for piece in ended:
-            yield bytes(held) + piece[: MAX_LINE_BYTES + 1 - len(held)] if held else piece[: MAX_LINE_BYTES + 1]
+            yield (
+                start,
+                bytes(held) + piece[: MAX_LINE_BYTES + 1 - len(held)] if held else piece[: MAX_LINE_BYTES + 1],
+            )
             held.clear()
+            start = end = end + len(piece) + 1
         held += rest[: MAX_LINE_BYTES + 1 - len(held)]
+        end += len(rest)
     if held:
-        yield bytes(held)
+        yield start, bytes(held)
 
 
 def _chunks(file: BinaryIO) -> Iterator[bytes]:
-    start = file.read(4)
-    file.seek(0)
-    if start.startswith(b"\x1f\x8b"):
+    start = _first_bytes(file)
+    if start.startswith(_GZIP):
         with gzip.GzipFile(fileobj=file) as members:
             yield from _reads(members.read1, _CHUNK_BYTES)  # `read` would lose what stands before damage
     elif start == zstandard.FRAME_HEADER:
         yield from _zstd_chunks(file)
     else:
         yield from _reads(file.read, _CHUNK_BYTES)
+
+
+def _is_compressed(file: BinaryIO) -> bool:
+    start = _first_bytes(file)
+    return start.startswith(_GZIP) or start == zstandard.FRAME_HEADER
+
+
+def _first_bytes(file: BinaryIO) -> bytes:
+    start = file.read(4)
+    file.seek(0)
+    return start
 
 
 def _reads(read: Callable[[int], bytes], size: int) -> Iterator[bytes]:

@@ -12,13 +12,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import NamedTuple
 
 from penstock import __version__
 from penstock.errors import ConfigError, JobMismatch, OutputExists, Stopped
 from penstock.jobs.export import sync_folder
-from penstock.jobs.formats import digest, read_lines
+from penstock.jobs.formats import digest
 from penstock.jobs.locks import JobLock
+from penstock.jobs.plan_file import PlanFile
 from penstock.jobs.store import About, Identity, Store
 
 DEFAULTS_VERSION = 1  # of the sampling defaults in `request.py` and `protocol.py`
@@ -43,13 +43,6 @@ class Job:
     seed: int = 0
     overwrite: bool = False
     accept_numerics: bool = False
-
-
-class Census(NamedTuple):
-    """The rows of an input and their bytes, uncompressed."""
-
-    rows: int
-    size_bytes: int
 
 
 def check_paths(job: Job) -> None:
@@ -122,32 +115,21 @@ def same_or_none(job: Job, store: Store | None, *, identity: Identity) -> Store 
     return None
 
 
-def new_store(job: Job, lock: JobLock, *, identity: Identity, known: About) -> Store:
+def new_store(job: Job, lock: JobLock, *, identity: Identity, model: str, plan: PlanFile) -> Store:
     """Write down a new job, over an old one if there is one."""
     lock.clear()
     store = Store.open(job.path)
-    store.create(identity, known)
+    totals = plan.totals()
+    paths = dict(relative_paths(job))
+    known = About(model, totals.rows, totals.size_bytes, now(), __version__, **paths)
+    store.create(identity, known, plan.counts())
     sync_folder(job.path.parent)
     return store
-
-
-def census(path: Path) -> Census:
-    """Count the rows of an input, reading all of it once."""
-    rows, size_bytes = 0, 0
-    for line in read_lines(path):
-        rows, size_bytes = rows + 1, size_bytes + len(line.data)
-    return Census(rows, size_bytes)
 
 
 def identity_of(job: Job, *, input_sha256: str, model_sha256: str) -> Identity:
     """What the job is made from."""
     return Identity(input_sha256, model_sha256, job.seed, DEFAULTS_VERSION, OUTPUT_VERSION)
-
-
-def about(job: Job, model: str, *, counted: Census) -> About:
-    """What else is worth knowing of a new job."""
-    paths = dict(relative_paths(job))
-    return About(model, counted.rows, counted.size_bytes, now(), __version__, **paths)
 
 
 def relative_paths(job: Job) -> Iterator[tuple[str, str]]:

@@ -6,17 +6,20 @@ Knows nothing of jobs: it gives the runner what `Model` and `Loaded` name.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from penstock.config import Choice, EngineConfig, Settings, read_machine, resolve, wait_passively
 from penstock.engine import EngineStats, Event, open_engine
 from penstock.intake import Intake
+from penstock.jobs.tokenizing import Setup
 from penstock.protocol import BatchRow
 from penstock.request import Request
 
 if TYPE_CHECKING:
     from penstock.checkpoint import Checkpoint
+    from penstock.tokenizer import Tokenizer
 
 UNFINISHED_PER_SEQUENCE = 2  # requests waiting in the engine, so that a sequence that ends is replaced at once
 
@@ -39,10 +42,13 @@ class RowEngine(Protocol):
 
 
 class Loaded(NamedTuple):
-    """An engine and what is needed to feed it; `at_once` requests keep it busy."""
+    """An engine and what is needed to feed it; `at_once` requests keep it busy.
+
+    `request` makes a request of a row, tokenizing it where its tokens are not given.
+    """
 
     engine: RowEngine
-    request: Callable[[BatchRow], Request]
+    request: Callable[[BatchRow, Sequence[int] | None], Request]
     token_text: Callable[[int], str]
     at_once: int
 
@@ -61,8 +67,35 @@ class Model(Protocol):
     def resolve(self) -> tuple[Choice, ...]:
         """Choose every setting that was left open, once."""
 
+    def setup(self, job_seed: int) -> Setup:
+        """What tells how rows become requests."""
+
     def load(self, job_seed: int) -> Loaded:
         """Load it, with the settings as resolved."""
+
+
+class CheckpointSetup(NamedTuple):
+    """How the rows of a job become requests for a checkpoint (see `Intake`)."""
+
+    folder: Path
+    context_tokens: int
+    job_seed: int
+    vocab: int
+    model: str
+
+    def open(self) -> Callable[[BatchRow], Request]:
+        """Open the tokenizer."""
+        from penstock.tokenizer import Tokenizer
+
+        return self.intake(Tokenizer.open(self.folder)).request
+
+    def intake(self, tokenizer: Tokenizer) -> Intake:
+        """What makes requests of rows with this tokenizer."""
+        return Intake(tokenizer, context_tokens=self.context_tokens, job_seed=self.job_seed, vocab=self.vocab)
+
+    def key(self) -> str:
+        """What the requests depend on; the model's fingerprint in the job's identity covers the tokenizer."""
+        return f"context {self.context_tokens}, vocabulary {self.vocab}, model {self.model}"
 
 
 class CheckpointModel:
@@ -84,6 +117,11 @@ class CheckpointModel:
         seed = Choice("seed", str(self._settings.seed or 0), self._settings.sources.get("seed", "default"))
         return (*resolved.choices, seed)
 
+    def setup(self, job_seed: int) -> CheckpointSetup:
+        """What tells how rows become requests."""
+        spec = self._checkpoint.spec
+        return CheckpointSetup(self._checkpoint.folder, spec.context_tokens, job_seed, spec.vocab, self.name)
+
     def load(self, job_seed: int) -> Loaded:
         """Open the tokenizer and load the weights."""
         from penstock.tokenizer import Tokenizer
@@ -91,7 +129,7 @@ class CheckpointModel:
         assert self._config is not None, "resolve() comes first"
         found, config = self._checkpoint, self._config
         tokenizer = Tokenizer.open(found.folder)
-        intake = Intake(tokenizer, context_tokens=found.spec.context_tokens, job_seed=job_seed, vocab=found.spec.vocab)
+        intake = self.setup(job_seed).intake(tokenizer)
         engine = open_engine(found, config, decode=tokenizer.decode)
         return Loaded(engine, intake.request, tokenizer.token_text, UNFINISHED_PER_SEQUENCE * config.max_sequences)
 

@@ -9,20 +9,23 @@ the process may die anywhere.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import NamedTuple
 
 from penstock.engine import Event, Failed, Finished
 from penstock.errors import Interrupted, PenstockError, RowError, RowErrorCode
 from penstock.jobs.export import Export
-from penstock.jobs.formats import InputLine, read_lines
+from penstock.jobs.formats import LineReader
 from penstock.jobs.job import UnchangedInput
 from penstock.jobs.loading import Loaded
 from penstock.jobs.phases import Phase, PhaseTrace
+from penstock.jobs.plan_file import PlannedRow
 from penstock.jobs.progress import Position, Watch
+from penstock.jobs.queue import Queue
 from penstock.jobs.stopping import StopSignals
 from penstock.jobs.store import CRASHES_TO_SUSPECT, Item, Result, Store, Totals
 from penstock.jobs.timing import Timer
+from penstock.planner import unpack_tokens
 from penstock.protocol import BadRow, BatchRow, answer_line, duplicate_custom_id, error_line, parse_row
 from penstock.request import Answer
 
@@ -39,9 +42,10 @@ class Surroundings(NamedTuple):
 
 
 class Row(NamedTuple):
-    """A row that was claimed: its item in the store, and what it asks."""
+    """A row that was claimed: its item in the store, its place in the plan, and what it asks."""
 
     item: Item
+    planned: PlannedRow
     asks: BatchRow
 
 
@@ -49,17 +53,26 @@ class Loop:
     """Work on one store. Invariant: when a step begins, the rows in flight on disk are those in `_running`."""
 
     def __init__(
-        self, store: Store, loaded: Loaded, *, read: UnchangedInput, export: Export, around: Surroundings
+        self,
+        store: Store,
+        loaded: Loaded,
+        queue: Queue,
+        *,
+        read: UnchangedInput,
+        export: Export,
+        around: Surroundings,
     ) -> None:
         self._store = store
         self._loaded = loaded
+        self._queue = queue
         self._read = read
+        self._lines = LineReader(read.path)
         self._export = export
         self._around = around
         self._about = store.about()
         self._fingerprint: str = store.meta()["fingerprint"]
         self._totals = self._start = store.totals()
-        self._last_row = store.last_row()
+        self._in_flight: set[int] = set()  # the rows that are claimed and not finished
         self._running: dict[int, Row] = {}  # by the engine's number
 
     def run(self) -> None:
@@ -68,20 +81,21 @@ class Loop:
         Raises:
             Interrupted: a signal asked to stop; everything is committed. StorageFailed: the disk failed.
         """
-        self._drain(self._missing(), at_once=self._loaded.at_once)
-        self._drain(self._suspects(), at_once=1)
+        with closing(self._lines):
+            self._drain(self._queue.missing(self._in_flight.__contains__), at_once=self._loaded.at_once)
+            self._drain(self._suspects(), at_once=1)
 
     # --- the life of a row --------------------------------------------------------------------------------------
 
-    def _drain(self, lines: Iterator[InputLine], *, at_once: int) -> None:
-        """Read, claim, commit; then tokenize and queue; then step, and record what ended; commit, export; and again."""
+    def _drain(self, rows: Iterator[PlannedRow], *, at_once: int) -> None:
+        """Read, claim, commit; then give to the engine and step, and record what ended; commit, export; and again."""
         is_over = False
         while not is_over:
-            claimed, is_ended = self._claim(lines, room=at_once - len(self._running))
+            claimed, is_ended = self._claim(rows, room=at_once - len(self._running))
             self._commit()  # what the last step finished, and these claims
             self._stop_if_asked()
             for row in claimed:
-                self._queue(row)
+                self._hand_over(row)
             if self._running:
                 for event in self._step():
                     self._record(event)
@@ -89,41 +103,47 @@ class Loop:
             self._around.watch.update(self._position)
         self._commit()
 
-    def _claim(self, lines: Iterator[InputLine], *, room: int) -> tuple[list[Row], bool]:
-        """Take up to `room` rows that can run; bad ones are recorded. Second: whether the input is at its end."""
+    def _claim(self, rows: Iterator[PlannedRow], *, room: int) -> tuple[list[Row], bool]:
+        """Take up to `room` rows that can run; bad ones are recorded. Second: whether no row is left to take."""
         self._around.phases.enter(Phase.READ)
         claimed: list[Row] = []
         for _ in range(ROWS_AT_ONCE):
             if len(claimed) >= room or self._around.stop.asked:
                 return claimed, False
-            line = next(lines, None)
-            if line is None:
+            planned = next(rows, None)
+            if planned is None:
                 return claimed, True
-            row = self._claim_line(line)
+            row = self._claim_row(planned)
             if row is not None:
                 claimed.append(row)
         return claimed, False
 
-    def _claim_line(self, line: InputLine) -> Row | None:
-        """Claim one row on disk; None: it is bad, or a duplicate, and recorded as such."""
+    def _claim_row(self, planned: PlannedRow) -> Row | None:
+        """Claim one row on disk; None: it is bad, or its custom id is taken, and it is recorded as such."""
         try:
-            asks = parse_row(line.data)
+            asks = parse_row(self._line(planned))
         except BadRow as error:
-            self._refuse(line, error)
+            self._refuse(planned, error)
             return None
-        item = Item(line.row, line.line, len(line.data), asks.custom_id)
-        first_line = self._store.claim(item)
+        item = Item(planned.row, planned.line, planned.size_bytes, asks.custom_id)
+        first_line = self._store.claim(item) if planned.first_line is None else planned.first_line
         if first_line is not None:
-            self._refuse(line, duplicate_custom_id(asks.custom_id, line=line.line, first_line=first_line))
+            self._refuse(planned, duplicate_custom_id(asks.custom_id, line=planned.line, first_line=first_line))
             return None
-        if self._last_row is None or line.row > self._last_row:
-            self._count(asks)
-        return Row(item, asks)
+        self._in_flight.add(planned.row)
+        return Row(item, planned, asks)
 
-    def _queue(self, row: Row) -> None:
-        """Tokenize a claimed row and give it to the engine."""
+    def _line(self, planned: PlannedRow) -> bytes:
+        if planned.data is not None:
+            return planned.data
+        assert planned.at is not None
+        return self._lines.read(planned.at, planned.size_bytes)
+
+    def _hand_over(self, row: Row) -> None:
+        """Give a claimed row to the engine, with the tokens of the plan."""
         with self._one_row(row):
-            self._running[self._loaded.engine.add(self._loaded.request(row.asks))] = row
+            tokens = None if row.planned.tokens is None else unpack_tokens(row.planned.tokens)
+            self._running[self._loaded.engine.add(self._loaded.request(row.asks, tokens))] = row
 
     def _step(self) -> list[Event]:
         self._around.phases.enter(Phase.STEP)
@@ -163,6 +183,12 @@ class Loop:
     # --- results ------------------------------------------------------------------------------------------------
 
     def _answer(self, row: Row, answer: Answer) -> None:
+        self._finish(row.item, self._answer_result(row, answer, answer.cached_tokens))
+        for follower in self._followers(row):
+            self._finish(follower.item, self._answer_result(follower, answer, answer.prompt_tokens))
+        self._queue.learn(row.planned, answer.output_tokens)
+
+    def _answer_result(self, row: Row, answer: Answer, cached_tokens: int) -> Result:
         output = answer_line(
             row.asks,
             answer,
@@ -171,14 +197,25 @@ class Loop:
             model=self._about.model,
             token_text=self._loaded.token_text,
         )
-        tokens = (answer.prompt_tokens, answer.cached_tokens, answer.output_tokens)
-        self._finish(row.item, Result(row.item.row, output, None, *tokens))
+        return Result(row.item.row, output, None, answer.prompt_tokens, cached_tokens, answer.output_tokens)
 
     def _fail(self, row: Row, error: RowError) -> None:
         self._finish(row.item, self._error_result(row.item, error, row.asks.custom_id))
+        for follower in self._followers(row):
+            self._finish(follower.item, self._error_result(follower.item, error, follower.asks.custom_id))
 
-    def _refuse(self, line: InputLine, error: BadRow) -> None:
-        item = Item(line.row, line.line, len(line.data), None)
+    def _followers(self, row: Row) -> Iterator[Row]:
+        """The rows that ask the same: claimed here, since what became of one becomes of all."""
+        if row.planned.tokens is None:
+            return
+        for planned in self._queue.followers(row.item.row):
+            follower = self._claim_row(planned)
+            if follower is not None:
+                self._store.count("equal_rows")
+                yield follower
+
+    def _refuse(self, planned: PlannedRow, error: BadRow) -> None:
+        item = Item(planned.row, planned.line, planned.size_bytes, None)
         self._store.add_refused(item)
         self._finish(item, self._error_result(item, error, error.custom_id))
 
@@ -188,42 +225,21 @@ class Loop:
 
     def _finish(self, item: Item, result: Result) -> None:
         self._store.finish(result)
+        self._in_flight.discard(item.row)
         failed = 0 if result.code is None else 1
         tokens = (result.prompt_tokens, result.cached_tokens, result.output_tokens)
         more = Totals(1, failed, *tokens, item.size_bytes)
         self._totals = Totals(*(a + b for a, b in zip(self._totals, more, strict=True)))
 
-    def _count(self, asks: BatchRow) -> None:
-        """Count what the summary tells of rows, once a row."""
-        for name in asks.ignored:
-            self._store.count(f"ignored:{name}")
-        if asks.model is not None and asks.model != self._about.model:
-            self._store.count("other_models")
+    # --- after a crash ------------------------------------------------------------------------------------------
 
-    # --- which rows ---------------------------------------------------------------------------------------------
-
-    def _missing(self) -> Iterator[InputLine]:
-        """The rows without a result, but for those that run last, alone."""
-        for line in read_lines(self._read.path):
-            if line.row >= self._about.rows:
-                return  # the input grew; the next commit says so
-            if line.row < self._export.num_rows:
-                continue
-            state = self._store.state(line.row) if line.row <= (self._last_row or 0) else None
-            if state is None or not (state.is_done or state.crashes >= CRASHES_TO_SUSPECT):
-                yield line
-
-    def _suspects(self) -> Iterator[InputLine]:
+    def _suspects(self) -> Iterator[PlannedRow]:
         """The rows that were in flight at too many crashes."""
-        wanted = set(self._store.suspects())
-        if not wanted:
-            return
-        self._around.watch.warn(
-            f"{len(wanted)} rows were in flight at {CRASHES_TO_SUSPECT} crashes; they run alone now"
-        )
-        for line in read_lines(self._read.path):
-            if line.row in wanted:
-                yield line
+        found = list(self._queue.suspects())
+        if found:
+            crashes = f"{len(found)} rows were in flight at {CRASHES_TO_SUSPECT} crashes"
+            self._around.watch.warn(f"{crashes}; they run alone now")
+        yield from found
 
     def settle_crashes(self) -> None:
         """Count a crash for the rows that a dead process had in flight; one that crashed alone is given up."""
@@ -233,11 +249,14 @@ class Loop:
         for row, crashes in crashed:
             if crashes <= CRASHES_TO_SUSPECT:
                 continue
-            item = self._store.item(row)
             found = f"the process died {crashes} times while it computed this row, the last time with no other row"
-            error = RowError(RowErrorCode.INTERNAL, found)
-            self._finish(item, self._error_result(item, error, item.custom_id))
+            self._give_up(row, RowError(RowErrorCode.INTERNAL, found))
         self._store.commit()
+
+    def _give_up(self, row: int, error: RowError) -> None:
+        """End a row that cannot be computed, and the rows that ask the same."""
+        planned = self._queue.find(row)
+        self._fail(Row(self._store.item(row), planned, parse_row(self._line(planned))), error)
 
     # --- the outside --------------------------------------------------------------------------------------------
 

@@ -19,6 +19,7 @@ class Phase(StrEnum):
 
     START_UP = "start-up"
     LOAD = "load"
+    PLAN = "plan"
     READ = "read"
     STEP = "step"
     COMMIT = "commit"

@@ -130,6 +130,13 @@ class Watch:
         else:
             self._line(describe(position()))
 
+    def reading(self, rows: int) -> None:
+        """Show how many rows have been read, if it is time to."""
+        now = self._clock()
+        if not self._is_quiet and now - self._last_s >= LINE_EVERY_S:
+            self._last_s = now
+            self._line(f"{rows} rows read and tokenized")
+
     def close(self) -> None:
         """Take the bar away."""
         if self._bar is not None:

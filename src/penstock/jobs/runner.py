@@ -1,4 +1,4 @@
-"""The life of a job: refuse what cannot be done, load, compute what is missing, export, sum up.
+"""The life of a job: refuse what cannot be done, load, plan, compute what is missing, export, sum up.
 
 Owns the order of these. The model, the clock, the signals and what shows progress are passed in.
 Whatever can be refused is refused before the model is loaded, and leaves nothing behind. `loop.py` has the life of a
@@ -18,9 +18,13 @@ from penstock.jobs.loading import Loaded, Model
 from penstock.jobs.locks import JobLock
 from penstock.jobs.loop import Loop, Surroundings
 from penstock.jobs.phases import Phase
+from penstock.jobs.plan_file import PlanFile, remove_plan
+from penstock.jobs.planning import Planning, make_plan, num_cores, plan_key, plan_path
 from penstock.jobs.progress import Watch
-from penstock.jobs.store import Store
+from penstock.jobs.queue import Queue
+from penstock.jobs.store import Identity, Store
 from penstock.jobs.summary import Outcome, Summary, summarize
+from penstock.jobs.tokenizing import Setup
 
 FindModel = Callable[[], Model]
 
@@ -55,17 +59,16 @@ def _run_locked(job: Job, find_model: FindModel, *, around: Surroundings, lock: 
     store = jobs.same_or_none(job, store, identity=identity)
     if store is not None and store.totals().done == store.about().rows:
         return _finish_again(job, store, around)
-    with around.timer.reading():
-        counted = jobs.census(job.input) if store is None else None
     loaded = _load(job, model, around)
+    plan = opened.enter_context(closing(_plan(job, model.setup(job.seed), identity, around)))
     if store is None:
-        assert counted is not None
-        store = jobs.new_store(job, lock, identity=identity, known=jobs.about(job, model.name, counted=counted))
+        store = jobs.new_store(job, lock, identity=identity, model=model.name, plan=plan)
         opened.callback(store.close)
     _check_numerics(job, store, loaded=loaded, around=around)
     store.move(**dict(jobs.relative_paths(job)))
     with closing(_open_export(job, store)) as export:
-        return _run_loop(job, store, loaded=loaded, export=export, read=read, around=around)
+        loop = Loop(store, loaded, Queue(plan, store), read=read, export=export, around=around)
+        return _run_loop(job, store, loop, loaded=loaded, export=export, around=around)
 
 
 def _load(job: Job, model: Model, around: Surroundings) -> Loaded:
@@ -74,16 +77,25 @@ def _load(job: Job, model: Model, around: Surroundings) -> Loaded:
     return model.load(job.seed)
 
 
+def _plan(job: Job, setup: Setup, identity: Identity, around: Surroundings) -> PlanFile:
+    """The job's plan: made now, gone on with, or as it was made before."""
+    around.phases.enter(Phase.PLAN)
+    key = plan_key(identity.fingerprint(), setup)
+    planning = Planning(job.input, setup, key, num_cores(), around.watch.reading)
+    with around.timer.reading():
+        plan, lost = make_plan(plan_path(job.path), planning)
+    if lost:
+        around.watch.warn(f"a process that tokenized died; its {lost} rows are tokenized when they run")
+    return plan
+
+
 def _check_numerics(job: Job, store: Store, *, loaded: Loaded, around: Surroundings) -> None:
     accepted = jobs.check_numerics(job, store, numerics=loaded.engine.stats().numerics)
     if accepted is not None:
         around.watch.warn(accepted)
 
 
-def _run_loop(
-    job: Job, store: Store, *, loaded: Loaded, export: Export, read: UnchangedInput, around: Surroundings
-) -> Summary:
-    loop = Loop(store, loaded, read=read, export=export, around=around)
+def _run_loop(job: Job, store: Store, loop: Loop, *, loaded: Loaded, export: Export, around: Surroundings) -> Summary:
     start = store.totals()
     if start.done:
         around.watch.note(f"{start.done} of {store.about().rows} rows were done before; going on with the rest")
@@ -97,6 +109,7 @@ def _run_loop(
         loop.run()
         jobs.check_all_done(job, store)
         _finish(store, export, around)
+        remove_plan(plan_path(job.path))
     except (KeyboardInterrupt, Stopped, Refused) as error:
         _let_go(store, export, around=around, error=error)
         stopped = error

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -166,10 +166,11 @@ class Store:
 
     # --- what the job is ----------------------------------------------------------------------------------------
 
-    def create(self, identity: Identity, about: About) -> None:
-        """Write down what the job is. Committed at once."""
+    def create(self, identity: Identity, about: About, counts: Mapping[str, int] | None = None) -> None:
+        """Write down what the job is, and what was counted in its input. Committed at once."""
         known = {**asdict(identity), **asdict(about), "fingerprint": identity.fingerprint()}
         self._db.write_all("INSERT INTO meta VALUES (?, ?)", ((key, json.dumps(value)) for key, value in known.items()))
+        self._db.write_all("INSERT INTO counts VALUES (?, ?)", (counts or {}).items())
         self.commit()
 
     def meta(self) -> dict[str, Any]:
@@ -244,19 +245,15 @@ class Store:
         self.commit()
         return found
 
-    def last_row(self) -> int | None:
-        """The last row that was seen."""
-        [(row,)] = self._db.query("SELECT max(row) FROM items")
-        return row  # type: ignore[no-any-return]
-
-    def state(self, row: int) -> State | None:
-        """How far a row has come; None: never seen."""
+    def states(self, rows: Sequence[int]) -> dict[int, State]:
+        """How far rows have come; those that were never seen are left out."""
+        marks = ", ".join("?" * len(rows))
         found = self._db.query(
-            "SELECT attempts, crashes, EXISTS (SELECT 1 FROM results WHERE results.row = items.row) FROM items"
-            " WHERE row = ?",
-            row,
+            "SELECT row, attempts, crashes, EXISTS (SELECT 1 FROM results WHERE results.row = items.row) FROM items"
+            f" WHERE row IN ({marks})",
+            *rows,
         )
-        return State(found[0][0], found[0][1], bool(found[0][2])) if found else None
+        return {row: State(attempts, crashes, bool(is_done)) for row, attempts, crashes, is_done in found}
 
     def item(self, row: int) -> Item:
         """A row that was seen."""

@@ -36,6 +36,7 @@ class Summary:
         computed_tokens: tokens that this run computed, those of rows that are not finished included.
         row_exact: whether every answer of the job depends on its row alone, to the bit; `notes` say why not.
         notes: all that must be known of this run; late_notes: those of them that were found only at its end.
+        equal_rows: rows of the job that got the answer of an equal row, which was computed once.
         failures: error rows by code; ignored: fields that were accepted without effect, with the rows that had them.
         other_models: rows that name another model than the job's.
         numerics: the numerics signature of this run; settings: its values and their sources; both empty where
@@ -57,6 +58,7 @@ class Summary:
     row_exact: bool
     steps: int = 0
     preemptions: int = 0
+    equal_rows: int = 0
     failures: dict[str, int] = field(default_factory=dict)
     ignored: dict[str, int] = field(default_factory=dict)
     other_models: int = 0
@@ -102,6 +104,7 @@ def summarize(job: Job, store: Store, outcome: Outcome, *, times: Times, watch: 
         row_exact=exact and (engine is None or engine.row_exact),
         steps=engine.steps if engine else 0,
         preemptions=engine.preemptions if engine else 0,
+        equal_rows=counts.get("equal_rows", 0),
         failures=store.failures(),
         ignored=ignored,
         other_models=counts.get("other_models", 0),
@@ -127,6 +130,8 @@ def report(summary: Summary) -> list[str]:
         f" ({s.cached_tokens} from the prefix cache) and {s.output_tokens} output tokens, "
         f"{(s.prompt_tokens + s.output_tokens) / seconds:.0f} a second",
     ]
+    if s.equal_rows:
+        lines.append(f"{s.equal_rows} rows ask the same as others and got their answers")
     if s.failures:
         counts = ", ".join(f"{number} {code}" for code, number in s.failures.items())
         lines.append(f"failed rows: {counts}; they are in {s.errors}")

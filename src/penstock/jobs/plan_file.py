@@ -1,0 +1,364 @@
+"""`PlanFile`: what was worked out of a job's input before it runs, in a file of its own beside the job.
+
+Owns the schema: every row's prompt in tokens, and the order in which rows run. It holds nothing that cannot be made
+anew from the input, so it may be removed at any time, and is when its job is finished; a file that is damaged or was
+made from something else is simply made again. What the order should be is decided in `planner.py`.
+One idea: the sort runs on disk, so neither the rows nor their tokens are ever all in memory.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import tee
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from penstock.errors import PenstockError
+from penstock.jobs.database import Database, Kind
+from penstock.planner import TOKEN_BYTES, Forest, Ranks, bucket, guess_tokens
+
+PLAN_VERSION = 1  # of what is in the file and how the order comes from it
+CACHE_KIB = 65536  # of pages in memory; SQLite sorts in pieces of about this size
+ROWS_A_PAGE = 512
+
+Expect = Callable[[int, int, int], int]  # from node, prompt tokens and first guess: the expected length of an answer
+
+SCHEMA = """
+    CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+    CREATE TABLE counts (name TEXT PRIMARY KEY, number INTEGER NOT NULL) WITHOUT ROWID;
+    CREATE TABLE prompts (  -- one a row of the input. `at`: where its line starts; NULL: the line itself is in `data`
+        row INTEGER PRIMARY KEY, line INTEGER NOT NULL, size_bytes INTEGER NOT NULL, at INTEGER, data BLOB,
+        custom_id BLOB,      -- hashed; NULL: the line is no row
+        first_line INTEGER,  -- of the earlier row that has the same custom id; NULL: there is none
+        tokens BLOB,         -- big-endian words; NULL: the row cannot be answered, or was not tokenized
+        max_tokens INTEGER, room_tokens INTEGER, samples INTEGER, priority REAL NOT NULL DEFAULT 0,
+        fingerprint BLOB     -- rows with equal ones have equal answers; NULL: no other row has this one's answer
+    );
+    CREATE TABLE places (  -- one a row with tokens, sorted; `leader`: the first row with the same answer
+        place INTEGER PRIMARY KEY, row INTEGER NOT NULL, node INTEGER NOT NULL, shared_tokens INTEGER NOT NULL,
+        prompt_tokens INTEGER NOT NULL, guess_tokens INTEGER NOT NULL, samples INTEGER NOT NULL, leader INTEGER NOT NULL
+    );
+    CREATE INDEX followers ON places (leader) WHERE leader <> row;
+    CREATE TABLE nodes (
+        node INTEGER PRIMARY KEY, parent INTEGER NOT NULL, depth INTEGER NOT NULL, rows INTEGER NOT NULL
+    );
+    CREATE TABLE ordered (  -- `place` NULL: a row that cannot be answered, or was not tokenized
+        position INTEGER PRIMARY KEY, row INTEGER NOT NULL, place INTEGER, expected_tokens INTEGER NOT NULL
+    );
+"""
+PLAN = Kind("plan", 0x504C414E, (SCHEMA,))  # "PLAN"
+
+
+class Prepared(NamedTuple):
+    """What is known of a row once it was read and tokenized; the fields of the table `prompts`."""
+
+    row: int
+    line: int
+    size_bytes: int
+    at: int | None
+    data: bytes | None
+    custom_id: bytes | None
+    tokens: bytes | None = None
+    max_tokens: int | None = None
+    room_tokens: int | None = None
+    samples: int | None = None
+    priority: float = 0.0
+    fingerprint: bytes | None = None
+
+
+class PlannedRow(NamedTuple):
+    """A row in the order in which rows run.
+
+    Attributes:
+        at: where its line of `size_bytes` starts in the input; None: the line itself is in `data`.
+        first_line: of the row that has its custom id already.
+        tokens: of its prompt, packed; None: it cannot be answered, or was not tokenized.
+        node: the prefix that it shares; guess_tokens, expected_tokens: of its answer, before and after learning.
+        leader: the row whose answer it gets; its own number where it is computed.
+    """
+
+    position: int
+    row: int
+    line: int
+    size_bytes: int
+    at: int | None
+    data: bytes | None
+    first_line: int | None
+    tokens: bytes | None
+    node: int
+    guess_tokens: int
+    samples: int
+    expected_tokens: int
+    leader: int
+
+    @property
+    def prompt_tokens(self) -> int:
+        """The length of its prompt; 0 where it was not tokenized."""
+        return len(self.tokens or b"") // TOKEN_BYTES
+
+
+class PrefixNode(NamedTuple):
+    """A prefix of the job: its number, that of the one above (-1: none), its tokens in all, the rows right below it."""
+
+    node: int
+    parent: int
+    depth: int
+    rows: int
+
+
+class PlanTotals(NamedTuple):
+    """The numbers of a plan.
+
+    Attributes:
+        rows, size_bytes: of the input; bad_rows: those that cannot be answered.
+        equal_rows: rows that get the answer of an earlier, equal one; the numbers below do not count them.
+        prompt_tokens: of all prompts; distinct_tokens: of their prefix tree, so of what must be computed at least.
+        expected_tokens: of all answers; longest_tokens: the longest prompt with its expected answer.
+    """
+
+    rows: int
+    size_bytes: int
+    bad_rows: int
+    equal_rows: int
+    prompt_tokens: int
+    distinct_tokens: int
+    expected_tokens: int
+    longest_tokens: int
+
+
+# The columns of a `PlannedRow` that are in the tables `prompts` and `places`.
+_PLANNED = (
+    "prompts.row, line, size_bytes, at, data, first_line, tokens, coalesce(node, 0), coalesce(guess_tokens, 0),"
+    " coalesce(prompts.samples, 1)"
+)
+
+
+class PlanFile:
+    """A plan. States: being read (`next_row` rows are in it), then complete (`is_complete`), and in order."""
+
+    def __init__(self, database: Database) -> None:
+        self.path = database.path
+        self._db = database
+
+    @classmethod
+    def open(cls, path: Path, *, key: str) -> PlanFile:
+        """Open the plan made from what `key` names, or begin a new one over whatever is there."""
+        try:
+            plan = cls(Database.open(path, PLAN, safety="NORMAL"))
+            if plan._noted("key") == key:
+                return plan
+            plan.close()
+        except PenstockError:
+            pass  # damaged, or something else: nothing in it is worth keeping
+        remove_plan(path)
+        plan = cls(Database.open(path, PLAN, safety="NORMAL"))
+        plan._note("key", key)
+        plan._db.commit()
+        return plan
+
+    def close(self) -> None:
+        """Close the file."""
+        self._db.close()
+
+    # --- reading the input --------------------------------------------------------------------------------------
+
+    @property
+    def next_row(self) -> int:
+        """The first row that is not in the file."""
+        [(last,)] = self._db.query("SELECT max(row) FROM prompts")
+        return 0 if last is None else last + 1
+
+    def add(self, prepared: Iterable[Prepared], counts: Mapping[str, int]) -> None:
+        """Add rows, in order, and to what is counted of them. Committed at once."""
+        columns = ", ".join(Prepared._fields)
+        marks = ", ".join("?" * len(Prepared._fields))
+        self._db.write_all(f"INSERT INTO prompts ({columns}) VALUES ({marks})", prepared)
+        more = "INSERT INTO counts VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET number = number + excluded.number"
+        self._db.write_all(more, counts.items())
+        self._db.commit()
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every row of the input is in the file, in order."""
+        return self._noted("complete") is not None
+
+    # --- putting it in order ------------------------------------------------------------------------------------
+
+    def arrange(self, *, min_tokens: int) -> None:
+        """Find taken ids, equal rows and shared prefixes, and put the rows in order.
+
+        Prefixes shorter than `min_tokens` are not worth an order of their own. Committed.
+        """
+        self._db.query(f"PRAGMA cache_size=-{CACHE_KIB}")
+        for table in ("places", "nodes", "ordered"):
+            self._db.write(f"DELETE FROM {table}")
+        self._mark_taken_ids()
+        forest = Forest(min_tokens=min_tokens)
+        for (priority,) in self._db.query("SELECT DISTINCT priority FROM prompts ORDER BY priority DESC"):
+            self._place(forest, priority)
+        rows = dict(self._db.query("SELECT node, count(*) FROM places GROUP BY node"))
+        nodes = ((i, forest.parents[i], forest.depths[i], rows.get(i, 0)) for i in range(len(forest.depths)))
+        self._db.write_all("INSERT INTO nodes VALUES (?, ?, ?, ?)", nodes)
+        self._order(forest, lambda node, prompt_tokens, guess: guess)
+        self._note("totals", self._count())
+        self._note("complete", value=True)
+        self._db.commit()
+
+    def reorder(self, expect: Expect) -> None:
+        """Put the rows in the order that better guesses of their answers' lengths ask for. Committed."""
+        self._order(self.forest(), expect)
+        self._db.commit()
+
+    def _mark_taken_ids(self) -> None:
+        """Only the first row with a custom id counts; sorted on disk, so any number of ids."""
+        self._db.write("CREATE TEMP TABLE taken (row INTEGER PRIMARY KEY, first_line INTEGER)")
+        ids = "SELECT custom_id, row, line FROM prompts WHERE custom_id IS NOT NULL ORDER BY custom_id, row"
+        self._db.write_all("INSERT INTO taken VALUES (?, ?)", _repeated(self._db.stream(ids)))
+        self._db.write(
+            "UPDATE prompts SET first_line = (SELECT first_line FROM taken WHERE taken.row = prompts.row)"
+            " WHERE row IN (SELECT row FROM taken)"
+        )
+        self._db.write("DROP TABLE taken")
+
+    def _place(self, forest: Forest, priority: float) -> None:
+        """Sort the prompts of one priority and write down where each is in their prefix tree."""
+        found = self._db.stream(
+            "SELECT tokens, fingerprint, row, max_tokens, room_tokens, samples FROM prompts WHERE tokens IS NOT NULL"
+            " AND first_line IS NULL AND priority = ? ORDER BY tokens, fingerprint, row",
+            priority,
+        )
+        columns = "row, node, shared_tokens, prompt_tokens, guess_tokens, samples, leader"
+        self._db.write_all(f"INSERT INTO places ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?)", _placed(forest, found))
+
+    def _order(self, forest: Forest, expect: Expect) -> None:
+        """Rank every row by where it is and how long its answer is taken to be, and sort."""
+        peaks = [0] * len(forest.depths)
+        places = "SELECT place, row, node, prompt_tokens, guess_tokens FROM places"
+        for _, _, node, prompt_tokens, guess in self._db.stream(places):
+            peaks[node] = max(peaks[node], bucket(expect(node, prompt_tokens, guess)))
+        ranks = Ranks(forest, peaks)
+        self._db.write("CREATE TEMP TABLE ranked (rank INTEGER, place INTEGER, row INTEGER, expected INTEGER)")
+        ranked = (
+            (ranks.rank(node, bucket(expected)), place, row, expected)
+            for place, row, node, prompt_tokens, guess in self._db.stream(places)
+            for expected in (expect(node, prompt_tokens, guess),)
+        )
+        self._db.write_all("INSERT INTO ranked VALUES (?, ?, ?, ?)", ranked)
+        self._db.write("DELETE FROM ordered")
+        self._db.write(  # what cannot be answered comes first: it takes no time
+            "INSERT INTO ordered (row, expected_tokens) SELECT row, 0 FROM prompts"
+            " WHERE tokens IS NULL OR first_line IS NOT NULL ORDER BY row"
+        )
+        self._db.write(
+            "INSERT INTO ordered (row, place, expected_tokens)"
+            " SELECT row, place, expected FROM ranked ORDER BY rank, place"
+        )
+        self._db.write("DROP TABLE ranked")
+
+    def _count(self) -> PlanTotals:
+        [(rows, size_bytes, bad)] = self._db.query(
+            "SELECT count(*), coalesce(sum(size_bytes), 0), coalesce(sum(tokens IS NULL OR first_line IS NOT NULL), 0)"
+            " FROM prompts"
+        )
+        [(equal,)] = self._db.query("SELECT count(*) FROM places WHERE leader <> row")
+        [found] = self._db.query(
+            "SELECT coalesce(sum(prompt_tokens), 0), coalesce(sum(prompt_tokens - shared_tokens), 0),"
+            " coalesce(sum(guess_tokens * samples), 0), coalesce(max(prompt_tokens + guess_tokens), 0)"
+            " FROM places WHERE leader = row"
+        )
+        return PlanTotals(rows, size_bytes, bad, equal, *found)
+
+    # --- what was planned ---------------------------------------------------------------------------------------
+
+    def totals(self) -> PlanTotals:
+        """The numbers of a complete plan."""
+        return PlanTotals(*self._noted("totals"))
+
+    def counts(self) -> dict[str, int]:
+        """What was counted while the input was read (see `add`)."""
+        return dict(self._db.query("SELECT name, number FROM counts ORDER BY name"))
+
+    def page(self, position: int, limit: int = ROWS_A_PAGE) -> list[PlannedRow]:
+        """The next rows in order, behind `position` (0: from the start)."""
+        return self._select("position > ? ORDER BY position LIMIT ?", position, limit)
+
+    def find(self, row: int) -> PlannedRow:
+        """One row."""
+        return self._select("row = ?", row)[0]
+
+    def _select(self, which: str, *values: int) -> list[PlannedRow]:
+        found = self._db.query(
+            f"SELECT position, {_PLANNED}, expected_tokens, coalesce(leader, o.row)"
+            f" FROM (SELECT * FROM ordered WHERE {which}) AS o"
+            " JOIN prompts USING (row) LEFT JOIN places ON places.place = o.place ORDER BY position",
+            *values,
+        )
+        return [PlannedRow(*fields) for fields in found]
+
+    def rows(self) -> Iterator[PlannedRow]:
+        """All rows in order."""
+        position = 0
+        while page := self.page(position):
+            yield from page
+            position = page[-1].position
+
+    def followers(self, leader: int) -> list[PlannedRow]:
+        """The rows that get the answer of this one, in the order of the input."""
+        found = self._db.query(
+            f"SELECT 0, {_PLANNED}, guess_tokens, leader FROM places JOIN prompts USING (row)"
+            " WHERE leader = ? AND leader <> row ORDER BY row",
+            leader,
+        )
+        return [PlannedRow(*fields) for fields in found]
+
+    def forest(self) -> Forest:
+        """The nodes of the prefix trees."""
+        forest = Forest(min_tokens=1)
+        for parent, depth in self._db.stream("SELECT parent, depth FROM nodes ORDER BY node"):
+            forest.parents.append(parent)
+            forest.depths.append(depth)
+        return forest
+
+    def nodes(self) -> list[PrefixNode]:
+        """The prefixes, in the order in which they were found."""
+        return [PrefixNode(*found) for found in self._db.query("SELECT node, parent, depth, rows FROM nodes")]
+
+    # --- notes --------------------------------------------------------------------------------------------------
+
+    def _note(self, name: str, value: object) -> None:
+        self._db.write("INSERT OR REPLACE INTO meta VALUES (?, ?)", name, json.dumps(value))
+
+    def _noted(self, name: str) -> Any:
+        found = self._db.query("SELECT value FROM meta WHERE key = ?", name)
+        return json.loads(found[0][0]) if found else None
+
+
+def remove_plan(path: Path) -> None:
+    """Remove a plan, if there is one."""
+    for suffix in ("", "-wal", "-shm"):
+        path.with_name(path.name + suffix).unlink(missing_ok=True)
+
+
+def _repeated(ids: Iterator[tuple[bytes, int, int]]) -> Iterator[tuple[int, int]]:
+    """From (id, row, line) sorted: each row whose id an earlier row has, and the line of the first one."""
+    first_id, first_line = None, 0
+    for custom_id, row, line in ids:
+        if custom_id == first_id:
+            yield row, first_line
+        else:
+            first_id, first_line = custom_id, line
+
+
+def _placed(
+    forest: Forest, found: Iterator[tuple[bytes, bytes | None, int, int | None, int, int]]
+) -> Iterator[Sequence[int]]:
+    """Grow a tree of sorted prompts; for each its row, its place, its first guess and the row that has its answer."""
+    rows, prompts = tee(found)
+    leader = 0
+    before: tuple[bytes, bytes | None] = (b"", None)
+    places = forest.grow(tokens for tokens, *_ in prompts)
+    for (tokens, fingerprint, row, max_tokens, room, samples), place in zip(rows, places, strict=True):
+        if fingerprint is None or (tokens, fingerprint) != before:
+            leader, before = row, (tokens, fingerprint)
+        yield row, *place, len(tokens) // TOKEN_BYTES, guess_tokens(max_tokens, room), samples, leader

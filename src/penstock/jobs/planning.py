@@ -1,0 +1,112 @@
+"""From an input to its plan: read every row, tokenize it, put the rows in order; or go on where that was left.
+
+Owns the order of these and nothing of what they do (see `tokenizing.py`, `plan_file.py`, `planner.py`).
+One idea: what was read stays in the plan's file as it is read, so a job that was killed meanwhile, or goes on later,
+does not tokenize again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+from penstock.jobs.formats import InputLine, read_lines
+from penstock.jobs.plan_file import PLAN_VERSION, PlanFile
+from penstock.jobs.tokenizing import Batch, Preparer, Setup, Workers
+
+BATCH_ROWS = 2000
+BATCH_BYTES = 2**22
+MIN_SHARED_TOKENS = 16  # what a shared prefix must save to be worth an order of its own: about a block of KV
+SMALL_BYTES = 2**21  # an input up to this size is read here: to start workers would take longer
+
+
+class Planning(NamedTuple):
+    """What a plan is made with.
+
+    `key` names everything that the plan depends on beside the code; `workers` processes tokenize; `tell` hears how many
+    rows were read.
+    """
+
+    input: Path
+    setup: Setup
+    key: str
+    workers: int
+    tell: Callable[[int], None]
+    min_tokens: int = MIN_SHARED_TOKENS
+
+
+def plan_path(job: Path) -> Path:
+    """Where the plan of a job is: beside it."""
+    return job.with_name(f"{job.name}.plan")
+
+
+def num_cores() -> int:
+    """The processors that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def plan_key(fingerprint: str, setup: Setup) -> str:
+    """What a plan depends on: the job (its input, model and seed) and how its rows become tokens."""
+    return json.dumps([PLAN_VERSION, fingerprint, setup.key()])
+
+
+def make_plan(path: Path, planning: Planning) -> tuple[PlanFile, int]:
+    """The complete plan in the file `path`, made as far as it is not there yet.
+
+    Returns:
+        The plan, and how many rows were lost with a worker that died: those are in it without their tokens.
+
+    Raises:
+        Refused: the input cannot be read. StorageFailed: the disk failed.
+    """
+    plan = PlanFile.open(path, key=planning.key)
+    lost = 0
+    try:
+        if not plan.is_complete:
+            lost = _read(plan, planning)
+            plan.arrange(min_tokens=planning.min_tokens)
+    except BaseException:
+        plan.close()
+        raise
+    return plan, lost
+
+
+def _read(plan: PlanFile, planning: Planning) -> int:
+    """Prepare the rows that are not in the plan yet."""
+    lost, start = 0, plan.next_row
+    lines = (line for line in read_lines(planning.input) if line.row >= start)
+    with closing(_prepare(planning, _batches(lines))) as batches:
+        for batch in batches:
+            plan.add(batch.rows, batch.counts)
+            lost += batch.lost
+            planning.tell(batch.rows[-1].row + 1)
+    return lost
+
+
+def _prepare(planning: Planning, batches: Iterator[list[InputLine]]) -> Generator[Batch, None, None]:
+    if planning.input.stat().st_size <= SMALL_BYTES or planning.workers < 2:
+        yield from map(Preparer(planning.setup).prepare, batches)
+        return
+    planning.setup.open()  # what is wrong with the tokenizer is told here, not by every worker
+    workers = Workers(planning.setup, planning.workers)
+    try:
+        yield from workers.prepare(batches)
+    finally:
+        workers.close()
+
+
+def _batches(lines: Iterator[InputLine]) -> Iterator[list[InputLine]]:
+    """Lines by the thousand, fewer where they are long."""
+    while batch := list(islice(lines, 1)):
+        size = len(batch[0].data)
+        for line in lines:
+            batch.append(line)
+            size += len(line.data)
+            if len(batch) >= BATCH_ROWS or size >= BATCH_BYTES:
+                break
+        yield batch

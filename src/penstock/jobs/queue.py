@@ -1,0 +1,86 @@
+"""`Queue`: which rows of a plan run next, and what is learned of their answers' lengths meanwhile.
+
+Owns the way through the plan's order: rows that have a result, run already or get an equal row's answer are passed
+over. Reads the plan and the store; what becomes of a row is the loop's business.
+One idea: the order may change while the job runs, because nothing but the store says what is done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from penstock.jobs.plan_file import PlanFile, PlannedRow
+from penstock.jobs.store import CRASHES_TO_SUSPECT, State, Store
+from penstock.planner import Lengths
+
+FIRST_REVISION = 0.02  # the share of the rows that are answered when the plan is revised for the first time
+MIN_ANSWERS = 32
+REVISE_AGAIN = 3  # times as many answers as at the revision before
+SURPRISES = 0.1  # the share of answers that were not as long as guessed, for a revision to be worth it
+
+
+class Queue:
+    """The rows of a plan that are still to run, in order."""
+
+    def __init__(self, plan: PlanFile, store: Store) -> None:
+        self._plan = plan
+        self._store = store
+        self._lengths = Lengths(plan.forest())
+        self._revise_at = max(MIN_ANSWERS, int(FIRST_REVISION * plan.totals().rows))
+        self._is_revised = False
+        self.num_revisions = 0
+
+    def missing(self, is_running: Callable[[int], bool]) -> Iterator[PlannedRow]:
+        """The rows without a result that do not run yet, but for those that run last, alone."""
+        position = 0
+        while page := self._plan.page(position):
+            position = page[-1].position
+            states = self._store.states([number for row in page for number in (row.row, row.leader)])
+            due = [row for row in page if _is_due(row, states) and not is_running(row.row)]  # as of now, all of them
+            for row in due:
+                if self._is_revised:
+                    break
+                yield row
+            if self._is_revised:
+                self._is_revised, position = False, 0
+
+    def suspects(self) -> Iterator[PlannedRow]:
+        """The rows that were in flight at too many crashes, in the order of the input."""
+        for row in self._store.suspects():
+            yield self._plan.find(row)
+
+    def find(self, row: int) -> PlannedRow:
+        """One row of the plan."""
+        return self._plan.find(row)
+
+    def followers(self, leader: int) -> Iterator[PlannedRow]:
+        """The rows that get the answer of this one and have none yet."""
+        rows = self._plan.followers(leader)
+        states = self._store.states([row.row for row in rows])
+        return (row for row in rows if row.row not in states or not states[row.row].is_done)
+
+    def learn(self, row: PlannedRow, output_tokens: int) -> None:
+        """An answer has come: revise the plan where enough answers were not as long as it takes them to be."""
+        if row.tokens is None:
+            return
+        lengths, mean = self._lengths, output_tokens // row.samples
+        lengths.add(row.node, prompt_tokens=row.prompt_tokens, guess_tokens=row.guess_tokens, output_tokens=mean)
+        if lengths.number < self._revise_at:
+            return
+        self._revise_at = lengths.number * REVISE_AGAIN
+        if lengths.surprises >= SURPRISES * lengths.number:
+            self._plan.reorder(lengths.expect)
+            self._is_revised = True
+            self.num_revisions += 1
+
+    def expect(self, row: PlannedRow) -> int:
+        """How long a row's answer is taken to be, by all that is known now."""
+        return self._lengths.expect(row.node, row.prompt_tokens, row.guess_tokens)
+
+
+def _is_due(row: PlannedRow, states: dict[int, State]) -> bool:
+    state = states.get(row.row)
+    if state is not None and (state.is_done or state.crashes >= CRASHES_TO_SUSPECT):
+        return False
+    leader = states.get(row.leader)
+    return row.leader == row.row or (leader is not None and leader.is_done)

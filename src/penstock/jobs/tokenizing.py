@@ -1,0 +1,179 @@
+"""From lines of the input to what a plan keeps of them, on all cores.
+
+Owns the workers: processes that `serve`, which get batches of lines through their standard input and answer with
+prepared rows. They end when their input does, so none outlives a killed job. A worker that dies takes
+its batch with it: those rows count as not tokenized, and the job will meet them again where crashes are counted.
+One idea: preparing a row is a pure function of its line, so who does it, and how many at once, changes nothing.
+"""
+
+from __future__ import annotations
+
+import pickle
+import signal
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from hashlib import blake2b
+from typing import NamedTuple, Protocol
+
+from penstock.jobs.formats import InputLine
+from penstock.jobs.plan_file import Prepared
+from penstock.planner import pack_tokens
+from penstock.protocol import BadRow, BatchRow, parse_row
+from penstock.request import Request
+
+
+class Setup(Protocol):
+    """What tells how the rows of a job become requests; it is sent to the workers, so it must be small."""
+
+    @property
+    def model(self) -> str:
+        """The name of the job's model."""
+
+    @property
+    def context_tokens(self) -> int:
+        """The most tokens that a prompt and its answer may have together."""
+
+    def open(self) -> Callable[[BatchRow], Request]:
+        """Open the tokenizer: what makes a request of a row, or raises `RowError`."""
+
+    def key(self) -> str:
+        """What the requests depend on, beside the job's identity."""
+
+
+class Batch(NamedTuple):
+    """Prepared rows, in order, and what the summary tells of them; `lost`: how many died with their worker."""
+
+    rows: list[Prepared]
+    counts: dict[str, int]
+    lost: int = 0
+
+
+class Preparer:
+    """Prepares rows in this process."""
+
+    def __init__(self, setup: Setup) -> None:
+        self._setup = setup
+        self._request = setup.open()
+
+    def prepare(self, lines: Iterable[InputLine]) -> Batch:
+        """What a plan keeps of each line, whatever the line is."""
+        counts: Counter[str] = Counter()
+        rows = [self._row(line, counts) for line in lines]
+        return Batch(rows, dict(counts))
+
+    def _row(self, line: InputLine, counts: Counter[str]) -> Prepared:
+        found, asks = identify(line, self._setup.model, counts)
+        if asks is None:
+            return found
+        try:
+            request = self._request(asks)
+        except Exception:  # noqa: BLE001  it comes again, and is written down, when the row is claimed
+            return found
+        return found._replace(
+            tokens=pack_tokens(request.prompt_tokens),
+            max_tokens=asks.params.max_tokens,
+            room_tokens=self._setup.context_tokens - len(request.prompt_tokens),
+            samples=asks.params.n,
+            fingerprint=bytes.fromhex(request.fingerprint())[:16] if request.is_repeatable else None,
+        )
+
+
+def identify(line: InputLine, model: str, counts: Counter[str]) -> tuple[Prepared, BatchRow | None]:
+    """What is known of a line without a tokenizer; adds to what is counted of rows. No row: it is a bad one."""
+    found = Prepared(line.row, line.line, len(line.data), line.at, line.data if line.at is None else None, None)
+    try:
+        asks = parse_row(line.data)
+    except BadRow:
+        return found, None
+    counts.update(f"ignored:{name}" for name in asks.ignored)
+    if asks.model is not None and asks.model != model:
+        counts["other_models"] += 1
+    custom_id = blake2b(asks.custom_id.encode(), digest_size=16).digest()
+    return found._replace(custom_id=custom_id), asks
+
+
+class Workers:
+    """Some processes that prepare rows, each one batch at a time; batches come back in order."""
+
+    def __init__(self, setup: Setup, number: int) -> None:
+        self._setup = setup
+        self._workers = [self._start() for _ in range(number)]
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        # In a session of its own: Ctrl-C in a terminal reaches the job, whose end then ends the worker.
+        worker = subprocess.Popen(
+            [sys.executable, "-c", f"from {__name__} import serve; serve()"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            start_new_session=True,
+        )
+        assert worker.stdin is not None
+        pickle.dump(self._setup, worker.stdin)
+        worker.stdin.flush()
+        return worker
+
+    def prepare(self, batches: Iterable[list[InputLine]]) -> Iterator[Batch]:
+        """Prepare batches on all workers at once."""
+        pending: list[list[InputLine] | None] = [None] * len(self._workers)
+        at = 0
+        for lines in batches:
+            if pending[at] is not None:
+                yield self._receive(at, pending)
+            pending[at] = lines
+            self._send(at, lines)
+            at = (at + 1) % len(self._workers)
+        for _ in self._workers:
+            if pending[at] is not None:
+                yield self._receive(at, pending)
+            at = (at + 1) % len(self._workers)
+
+    def _send(self, at: int, lines: list[InputLine]) -> None:
+        stdin = self._workers[at].stdin
+        assert stdin is not None
+        with suppress(BrokenPipeError):  # it died; `_receive` finds out
+            pickle.dump(lines, stdin)
+            stdin.flush()
+
+    def _receive(self, at: int, pending: list[list[InputLine] | None]) -> Batch:
+        lines, worker = pending[at], self._workers[at]
+        pending[at] = None
+        assert lines is not None
+        assert worker.stdout is not None
+        try:
+            found: Batch = pickle.load(worker.stdout)
+        except (EOFError, pickle.UnpicklingError):
+            self._end(worker)
+            self._workers[at] = self._start()
+            counts: Counter[str] = Counter()
+            return Batch([identify(line, self._setup.model, counts)[0] for line in lines], counts, lost=len(lines))
+        return found
+
+    def close(self) -> None:
+        """End the workers."""
+        for worker in self._workers:
+            self._end(worker)
+
+    @staticmethod
+    def _end(worker: subprocess.Popen[bytes]) -> None:
+        worker.kill()
+        worker.wait()
+        for pipe in (worker.stdin, worker.stdout):
+            assert pipe is not None
+            with suppress(BrokenPipeError):  # what was left in it goes nowhere
+                pipe.close()
+
+
+def serve() -> None:
+    """Prepare batches from the standard input until it ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    preparer = Preparer(pickle.load(sys.stdin.buffer))
+    while True:
+        try:
+            lines = pickle.load(sys.stdin.buffer)
+        except EOFError:
+            return
+        pickle.dump(preparer.prepare(lines), sys.stdout.buffer)
+        sys.stdout.buffer.flush()

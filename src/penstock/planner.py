@@ -1,0 +1,248 @@
+"""`Forest`: the global prefix tree of a job, grown from its sorted prompts, and the order in which its rows run.
+
+Owns the decisions of the plan: which prefixes are worth a node, what runs before what. Knows no files and no tensors;
+prompts come as big-endian token ids, so that their order as bytes is the depth-first order of their prefix tree, and
+the longest common prefixes of neighbours give its edges (the LCP-interval tree of Abouelhoda, Kurtz and Ohlebusch,
+2004), whatever the number of rows.
+One idea: any order that takes one subtree after the other computes every prefix once. That leaves the order of the
+children of a node free, and the longest expected answers go first, so that the last rows to run are short.
+"""
+
+from __future__ import annotations
+
+import sys
+from array import array
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+TOKEN_BYTES = 4
+FIRST_GUESS_TOKENS = 256  # of an answer without max_tokens, before any row has finished
+MAX_BUCKET = 63
+
+
+class Place(NamedTuple):
+    """Where a prompt is: the deepest node above it, and the tokens that it shares with the prompt before it."""
+
+    node: int
+    shared_tokens: int
+
+
+def pack_tokens(tokens: Sequence[int]) -> bytes:
+    """Token ids as big-endian words of 32 bits: as bytes they sort as the lists of ids do."""
+    words = array("I", tokens)
+    if sys.byteorder == "little":
+        words.byteswap()
+    return words.tobytes()
+
+
+def unpack_tokens(packed: bytes) -> tuple[int, ...]:
+    """The token ids that `pack_tokens` packed."""
+    words = array("I", packed)
+    if sys.byteorder == "little":
+        words.byteswap()
+    return tuple(words)
+
+
+def common_tokens(one: bytes, other: bytes) -> int:
+    """How many tokens two packed prompts have in common at their beginning."""
+    size = min(len(one), len(other))
+    if one[:size] == other[:size]:
+        return size // TOKEN_BYTES
+    differing = int.from_bytes(one[:size], "big") ^ int.from_bytes(other[:size], "big")
+    return (size * 8 - differing.bit_length()) // (8 * TOKEN_BYTES)
+
+
+def guess_tokens(max_tokens: int | None, room_tokens: int) -> int:
+    """The length that an answer is taken to have before anything is known, with `room_tokens` left in the context."""
+    return min(max_tokens or FIRST_GUESS_TOKENS, room_tokens)
+
+
+def bucket(expected_tokens: int) -> int:
+    """Expected lengths that count as equal in the order: powers of two, so that a small difference moves no row."""
+    return min(expected_tokens.bit_length(), MAX_BUCKET)
+
+
+class Forest:
+    """Prefix trees, one for each class of rows that may not be mixed (priorities), under roots of their own.
+
+    A node is a prefix that two prompts or more share and that is at least `min_tokens` longer than the node above it.
+
+    Attributes:
+        parents: the node above each node; -1: it is a root.
+        depths: the tokens of each node's prefix, those of the nodes above it included.
+    """
+
+    def __init__(self, *, min_tokens: int) -> None:
+        self.parents = array("q")
+        self.depths = array("q")
+        self._min_tokens = min_tokens
+
+    def grow(self, prompts: Iterable[bytes]) -> Iterator[Place]:
+        """Add a tree for sorted prompts; the place of each, in order."""
+        open_nodes = [self._new(0)]  # around the prompt at hand, from the root down
+        before, shared_before = None, 0
+        for prompt in prompts:
+            if before is not None:
+                shared = common_tokens(before, prompt)
+                yield Place(self._settle(open_nodes, shared), shared_before)
+                shared_before = shared
+            before = prompt
+        if before is not None:
+            yield Place(open_nodes[-1], shared_before)
+        for above, below in pairwise(open_nodes):
+            self.parents[below] = above
+
+    def _settle(self, open_nodes: list[int], shared: int) -> int:
+        """The node of a prompt that shares `shared` tokens with the next one; opens and closes nodes for that one."""
+        if self._is_worth_a_node(shared, open_nodes[-1]):
+            open_nodes.append(self._new(shared))
+            return open_nodes[-1]
+        node = open_nodes[-1]
+        while self.depths[open_nodes[-1]] > shared:
+            closed = open_nodes.pop()
+            above = open_nodes[-1]
+            if self._is_worth_a_node(shared, above):
+                open_nodes.append(self._open_above(closed, shared))
+                above = open_nodes[-1]
+            if above != closed:
+                self.parents[closed] = above
+        return node
+
+    def _open_above(self, closed: int, depth: int) -> int:
+        """A node between a closed one and that above it: the closed one itself, cut shorter, where little is lost."""
+        if self.depths[closed] >= depth + self._min_tokens:
+            return self._new(depth)
+        self.depths[closed] = depth
+        return closed
+
+    def _is_worth_a_node(self, depth: int, above: int) -> bool:
+        return depth >= self.depths[above] + self._min_tokens
+
+    def _new(self, depth: int) -> int:
+        self.parents.append(-1)
+        self.depths.append(depth)
+        return len(self.depths) - 1
+
+
+class Ranks:
+    """The order of a forest's rows, given the highest bucket among the rows of each node itself."""
+
+    def __init__(self, forest: Forest, peaks: Iterable[int]) -> None:
+        self._peaks = list(peaks)
+        self._raise_peaks(forest)
+        # Children one behind the other, grouped by parent, those with the longest answers first; -1: the roots.
+        self._children = [key & (2**40 - 1) for key in sorted(self._child_keys(forest))]
+        self._starts = self._count_children(forest)
+        self._slots = array("q", bytes(8 * len(self._children)))  # behind each child
+        self._first_slots = array("q", bytes(8 * len(self._children)))  # of each node, before its children
+        self._number()
+
+    def rank(self, node: int, row_bucket: int) -> int:
+        """What to sort a row of a node by; rows of equal rank go in the order of their places."""
+        start, end = self._starts[node + 1], self._starts[node + 2]
+        # Children whose longest answers are at least as long as this row's go before it.
+        at = bisect_right(self._children, -row_bucket, start, end, key=lambda child: -self._peaks[child])
+        slot = self._first_slots[node] if at == start else self._slots[at - 1]
+        return slot * (MAX_BUCKET + 1) + MAX_BUCKET - row_bucket
+
+    def _raise_peaks(self, forest: Forest) -> None:
+        """A node's peak is at least that of each of its children, which are deeper than it is."""
+        for node in sorted(range(len(self._peaks)), key=forest.depths.__getitem__, reverse=True):
+            parent = forest.parents[node]
+            if parent >= 0:
+                self._peaks[parent] = max(self._peaks[parent], self._peaks[node])
+
+    def _child_keys(self, forest: Forest) -> Iterator[int]:
+        """One number a node, to sort by parent, then peak, then age. Roots stay in the order of their classes."""
+        for node, parent in enumerate(forest.parents):
+            below = MAX_BUCKET - self._peaks[node] if parent >= 0 else 0
+            yield ((parent + 1) << 48 | below << 40) | node
+
+    def _count_children(self, forest: Forest) -> array[int]:
+        """Where the children of each node start; entry 0 is that of the roots, entry node + 1 that of a node."""
+        starts = array("q", bytes(8 * (len(forest.parents) + 2)))
+        for parent in forest.parents:
+            starts[parent + 2] += 1
+        for at in range(1, len(starts)):
+            starts[at] += starts[at - 1]
+        return starts
+
+    def _number(self) -> None:
+        """Walk the trees depth first and number the slots: before, between and behind the children of each node."""
+        slot = 0
+        walk = [(-1, self._starts[0])]  # a node, and which of its children comes next
+        while walk:
+            node, at = walk.pop()
+            if at > self._starts[node + 1]:  # the child before it is done
+                self._slots[at - 1] = slot
+                slot += 1
+            if at < self._starts[node + 2]:
+                child = self._children[at]
+                self._first_slots[child] = slot
+                slot += 1
+                walk += [(node, at + 1), (child, self._starts[child + 1])]
+
+
+class _Mean:
+    """The sum and number of some ratios, and in how many branches below their prefix they were seen."""
+
+    __slots__ = ("branches", "number", "total")
+
+    def __init__(self) -> None:
+        self.branches = 0
+        self.number = 0
+        self.total = 0.0
+
+    def add(self, ratio: float) -> None:
+        self.number += 1
+        self.total += ratio
+
+
+class Lengths:
+    """How long answers turn out to be, against the first guess: by prefix, by length of prompt, and over all rows.
+
+    A row's guess is corrected by the mean ratio of the nearest prefix above it of which enough answers are known, in
+    its own branch or in several others; where that is a whole tree, by that of prompts about as long as its own.
+    """
+
+    ENOUGH = 8
+    SEVERAL = 3
+
+    def __init__(self, forest: Forest) -> None:
+        self._parents = forest.parents
+        self._by_node: dict[int, _Mean] = {}
+        self._by_prompt: dict[int, _Mean] = {}
+        self.number = 0
+        self.surprises = 0  # answers less than 3/4 or more than 3/2 as long as guessed
+
+    def add(self, node: int, *, prompt_tokens: int, guess_tokens: int, output_tokens: int) -> None:
+        """An answer is known."""
+        ratio = output_tokens / max(1, guess_tokens)
+        is_new_branch = True
+        for above in self._path(node):
+            mean = self._by_node.setdefault(above, _Mean())
+            mean.branches += is_new_branch
+            is_new_branch = mean.number == 0
+            mean.add(ratio)
+        self._by_prompt.setdefault(bucket(prompt_tokens), _Mean()).add(ratio)
+        self.number += 1
+        self.surprises += not 0.75 <= ratio <= 1.5
+
+    def expect(self, node: int, prompt_tokens: int, guess_tokens: int) -> int:
+        """The length to reckon with for an answer that is not known yet; at least 1."""
+        for above in self._path(node):
+            mean = self._by_node.get(above)
+            if mean is None or mean.number < self.ENOUGH or (above != node and mean.branches < self.SEVERAL):
+                continue
+            if self._parents[above] < 0:
+                like = self._by_prompt.get(bucket(prompt_tokens), mean)
+                mean = like if like.number >= self.ENOUGH else mean
+            return max(1, round(guess_tokens * mean.total / mean.number))
+        return guess_tokens
+
+    def _path(self, node: int) -> Iterator[int]:
+        while node >= 0:
+            yield node
+            node = self._parents[node]

@@ -1,0 +1,123 @@
+"""Protects the plan of a job: every prefix computed once, long answers first, classes apart; against slow twins."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from penstock.planner import (
+    Forest,
+    Place,
+    Ranks,
+    bucket,
+    common_tokens,
+    guess_tokens,
+    pack_tokens,
+    unpack_tokens,
+)
+
+PROMPTS = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=8), max_size=30)
+
+
+def common(one: list[int], other: list[int]) -> int:
+    """The slow twin of `common_tokens`."""
+    length = 0
+    while length < min(len(one), len(other)) and one[length] == other[length]:
+        length += 1
+    return length
+
+
+def order(prompts: list[list[int]], expected: list[int], *, min_tokens: int = 1) -> list[int]:
+    """The prompts' indices in the order in which they run."""
+    by_bytes = sorted(range(len(prompts)), key=lambda i: pack_tokens(prompts[i]))
+    forest = Forest(min_tokens=min_tokens)
+    places = list(forest.grow(pack_tokens(prompts[i]) for i in by_bytes))
+    peaks = [0] * len(forest.depths)
+    for i, place in zip(by_bytes, places, strict=True):
+        peaks[place.node] = max(peaks[place.node], bucket(expected[i]))
+    ranks = Ranks(forest, peaks)
+    keys = {
+        i: (ranks.rank(p.node, bucket(expected[i])), n) for n, (i, p) in enumerate(zip(by_bytes, places, strict=True))
+    }
+    return sorted(keys, key=lambda i: keys[i])
+
+
+def distinct_tokens(prompts: list[list[int]]) -> int:
+    return len({tuple(p[:n]) for p in prompts for n in range(1, len(p) + 1)})
+
+
+def computed_in_order(prompts: list[list[int]], *, min_tokens: int = 1) -> int:
+    """Tokens computed where only the path of the prompt before is kept; shorter gains than `min_tokens` are not had."""
+    total, kept = 0, []  # type: ignore[var-annotated]
+    for prompt in prompts:
+        total += len(prompt) - common(kept, prompt)
+        kept = prompt
+    return total
+
+
+@given(st.lists(st.integers(0, 2**32 - 1)), st.lists(st.integers(0, 2**32 - 1)))
+def test_packed_prompts_sort_as_their_tokens_do(one: list[int], other: list[int]) -> None:
+    assert unpack_tokens(pack_tokens(one)) == tuple(one)
+    assert (pack_tokens(one) < pack_tokens(other)) == (one < other)
+    assert common_tokens(pack_tokens(one), pack_tokens(other)) == common(one, other)
+
+
+def test_nodes_are_shared_prefixes() -> None:
+    forest = Forest(min_tokens=2)
+    prompts = [[1, 2, 3, 4, 5], [1, 2, 3, 4, 6], [1, 2, 7], [1, 8], [2]]
+    places = list(forest.grow(map(pack_tokens, prompts)))
+    # Node 1 is 1 2 3 4, node 2 is 1 2; that the fourth prompt shares the 1 alone is worth no node.
+    assert places == [Place(1, 0), Place(1, 4), Place(2, 2), Place(0, 1), Place(0, 0)]
+    assert list(forest.depths) == [0, 4, 2]
+    assert list(forest.parents) == [-1, 2, 0]
+
+
+def test_children_with_long_answers_come_first_and_rows_of_a_node_by_length() -> None:
+    prompts = [[1, 1, 1], [1, 1, 2], [1, 1, 3], [2, 2, 1], [2, 2, 2], [3]]
+    expected = [10, 20, 300, 16, 1000, 600]
+    # The group of 2 has the longest answer; then the row of 3 alone; then the group of 1. In each the longest first.
+    assert order(prompts, expected, min_tokens=2) == [4, 3, 5, 2, 1, 0]
+
+
+def test_lengths_that_are_nearly_equal_move_nothing() -> None:
+    assert order([[3], [1], [2]], [17, 18, 31]) == [1, 2, 0]
+
+
+@given(PROMPTS, st.data())
+def test_whatever_the_lengths_each_prefix_is_computed_once(prompts: list[list[int]], data: st.DataObject) -> None:
+    lengths = st.lists(st.integers(1, 1000), min_size=len(prompts), max_size=len(prompts))
+    expected = data.draw(lengths)
+    in_order = order(prompts, expected)
+    assert sorted(in_order) == list(range(len(prompts)))
+    assert computed_in_order([prompts[i] for i in in_order]) == distinct_tokens(prompts)
+
+
+@given(PROMPTS, st.integers(1, 4))
+def test_places_tell_the_distinct_tokens(prompts: list[list[int]], min_tokens: int) -> None:
+    by_bytes = sorted(map(pack_tokens, prompts))
+    forest = Forest(min_tokens=min_tokens)
+    places = list(forest.grow(by_bytes))
+    assert sum(len(p) // 4 - place.shared_tokens for p, place in zip(by_bytes, places, strict=True)) == distinct_tokens(
+        prompts
+    )
+    for node, parent in enumerate(forest.parents):
+        assert parent < 0 or forest.depths[node] >= forest.depths[parent] + min_tokens
+    for packed, place in zip(by_bytes, places, strict=True):
+        sharing = [other for other in by_bytes if common_tokens(other, packed) >= forest.depths[place.node]]
+        assert len(sharing) >= 2 or place.node == 0
+
+
+def test_classes_stay_apart() -> None:
+    forest = Forest(min_tokens=1)
+    first = list(forest.grow([pack_tokens([1, 2]), pack_tokens([1, 3])]))
+    second = list(forest.grow([pack_tokens([1, 2])]))
+    assert [p.node for p in (*first, *second)] == [1, 1, 2]
+    peaks = [0, 1, 9]
+    ranks = Ranks(forest, peaks)
+    assert ranks.rank(1, 1) < ranks.rank(2, 9), "the second class has longer answers and still comes later"
+
+
+def test_guesses() -> None:
+    assert guess_tokens(16, 1000) == 16
+    assert guess_tokens(None, 1000) == 256
+    assert guess_tokens(None, 100) == 100
