@@ -41,3 +41,17 @@ def test_idle_blocks_are_evicted_in_the_order_in_which_they_were_let_go() -> Non
         pool.evict(block_or_none)
     assert order == [0, 2, 1]
     assert pool.take() == 0
+
+
+def test_a_postponed_block_goes_after_all_that_are_idle() -> None:
+    pool = BlockPool(3)
+    for block in range(3):
+        pool.take()
+        pool.keep(block)
+        pool.release(block)
+    pool.lock(2)
+    pool.postpone(0)
+    pool.postpone(2)  # used: nothing happens
+    assert pool.oldest_idle() == 1
+    pool.evict(1)
+    assert pool.oldest_idle() == 0

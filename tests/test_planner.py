@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from penstock import planner
 from penstock.planner import (
     Forest,
     Place,
     Ranks,
-    bucket,
     common_tokens,
     guess_tokens,
     pack_tokens,
+    run_order,
     unpack_tokens,
 )
 
@@ -29,17 +31,9 @@ def common(one: list[int], other: list[int]) -> int:
 
 def order(prompts: list[list[int]], expected: list[int], *, min_tokens: int = 1) -> list[int]:
     """The prompts' indices in the order in which they run."""
-    by_bytes = sorted(range(len(prompts)), key=lambda i: pack_tokens(prompts[i]))
-    forest = Forest(min_tokens=min_tokens)
-    places = list(forest.grow(pack_tokens(prompts[i]) for i in by_bytes))
-    peaks = [0] * len(forest.depths)
-    for i, place in zip(by_bytes, places, strict=True):
-        peaks[place.node] = max(peaks[place.node], bucket(expected[i]))
-    ranks = Ranks(forest, peaks)
-    keys = {
-        i: (ranks.rank(p.node, bucket(expected[i])), n) for n, (i, p) in enumerate(zip(by_bytes, places, strict=True))
-    }
-    return sorted(keys, key=lambda i: keys[i])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(planner, "MIN_SHARED_TOKENS", min_tokens)
+        return run_order(prompts, expected)
 
 
 def distinct_tokens(prompts: list[list[int]]) -> int:

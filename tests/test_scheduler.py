@@ -27,11 +27,15 @@ class Bench:
     sequences: dict[int, Sequence] = field(default_factory=dict)
     content: dict[tuple[int, int], tuple[int, ...]] = field(default_factory=dict)
 
-    def add(self, tokens: list[int], *, max_tokens: int = 4, namespace: Namespace | None = None) -> Sequence:
+    def add(
+        self, tokens: list[int], *, max_tokens: int = 4, expected: int | None = None, namespace: Namespace | None = None
+    ) -> Sequence:
         params = SamplingParams(max_tokens=max_tokens, temperature=0.0)
         request = Request((TokenSpan(tuple(tokens)),), params, namespace=namespace or Namespace())
         number = len(self.sequences)
-        sequence = Sequence(number, request, sample=0, eos_ids=frozenset(), context_tokens=10_000)
+        sequence = Sequence(
+            number, request, sample=0, eos_ids=frozenset(), context_tokens=10_000, expected_tokens=expected
+        )
         self.sequences[number] = sequence
         self.scheduler.add(sequence)
         return sequence
@@ -134,8 +138,8 @@ def test_an_equal_prompt_computes_its_last_token_again() -> None:
 
 def test_the_youngest_gives_its_blocks_back_when_they_run_out_and_comes_back() -> None:
     b = bench(num_blocks=4, token_budget=16)
-    old = b.add([1, 2, 3, 4, 5, 6], max_tokens=6)
-    young = b.add([11, 12, 13, 14, 15, 16], max_tokens=6)
+    old = b.add([1, 2, 3, 4, 5, 6], max_tokens=6, expected=2)
+    young = b.add([11, 12, 13, 14, 15, 16], max_tokens=6, expected=1)  # a wrong guess
     while old.end is None or young.end is None:
         b.step()
         b.check()
@@ -145,6 +149,46 @@ def test_the_youngest_gives_its_blocks_back_when_they_run_out_and_comes_back() -
     for _ in range(6):
         expected.append(next_token(expected))
     assert young.tokens == expected
+
+
+def test_a_sequence_that_would_have_to_go_again_is_not_admitted() -> None:
+    b = bench(num_blocks=4, token_budget=16)
+    old = b.add([1, 2, 3, 4, 5, 6], max_tokens=6)
+    young = b.add([11, 12, 13, 14, 15, 16], max_tokens=6)
+    while old.end is None:
+        b.step()
+        assert young not in b.scheduler.running
+    while young.end is None:
+        b.step()
+    assert b.scheduler.stats().preemptions == 0
+
+
+def test_what_ends_in_time_makes_room_for_what_grows() -> None:
+    """The three grow to 9 blocks together, but never at one time: 8 are surely enough, and 6 are not."""
+    for num_blocks, num_running in ((8, 3), (6, 2)):
+        b = bench(num_blocks=num_blocks, token_budget=16)
+        for first, max_tokens in ((1, 1), (2, 1), (3, 14)):
+            b.add([first] * 4, max_tokens=max_tokens + 1)
+        b.step()
+        assert len(b.scheduler.running) == num_running
+        while b.scheduler.running or b.scheduler.waiting:
+            b.step()
+            b.check()
+        assert b.scheduler.stats().preemptions == 0
+
+
+def test_of_what_is_idle_the_prefix_of_the_next_one_goes_last() -> None:
+    b = bench(num_blocks=6, token_budget=16, max_sequences=1)
+    b.add([1, 2, 3, 4, 5], max_tokens=1)  # leaves 1 2 3 4 idle, the oldest of all
+    b.add([9, 9, 9, 9, 9, 9, 9, 9, 9], max_tokens=1)
+    for _ in range(2):
+        b.step()
+    b.add([7] * 17, max_tokens=1)  # needs 5 blocks of 6
+    b.add([1, 2, 3, 4, 6], max_tokens=1)
+    for _ in range(4):
+        b.step()
+        b.check()
+    assert b.scheduler.stats().cached_tokens == 4
 
 
 def test_a_sequence_that_outgrows_all_blocks_is_given_up_alone() -> None:

@@ -73,6 +73,12 @@ class BlockPool:
         self._kept[block] = False
         self._free.append(block)
 
+    def postpone(self, block: int) -> None:
+        """Give up an idle block after all others that are idle now; other blocks stay as they are."""
+        if block in self._idle:
+            del self._idle[block]
+            self._idle[block] = None
+
     def oldest_idle(self) -> int | None:
         """The block that has been idle longest."""
         return next(iter(self._idle), None)

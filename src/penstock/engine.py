@@ -115,8 +115,8 @@ class Engine:
         self._output_tokens = 0
         self._budget_at_start = scheduler.token_budget
 
-    def add(self, request: Request) -> int:
-        """Queue a request; gives its number.
+    def add(self, request: Request, expected_tokens: int | None = None) -> int:
+        """Queue a request; gives its number. `expected_tokens`: the length to reckon with for each of its answers.
 
         Raises:
             RowError: `kv_too_small`, where its prompt can never fit.
@@ -132,10 +132,10 @@ class Engine:
         live = _Live(self._num_requests)
         self._live[live.number] = live
         for sample in range(request.params.n):
-            self._add_sequence(live, request, sample)
+            self._add_sequence(live, request, sample=sample, expected_tokens=expected_tokens)
         return live.number
 
-    def _add_sequence(self, live: _Live, request: Request, sample: int) -> None:
+    def _add_sequence(self, live: _Live, request: Request, *, sample: int, expected_tokens: int | None) -> None:
         self._num_sequences += 1
         sequence = LiveSequence(
             self._num_sequences,
@@ -143,6 +143,7 @@ class Engine:
             sample=sample,
             eos_ids=self._eos_ids,
             context_tokens=self._context_tokens,
+            expected_tokens=expected_tokens,
         )
         live.sequences.append(sequence)
         self._owner[sequence.number] = live.number

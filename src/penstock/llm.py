@@ -3,14 +3,15 @@
 Owns the loop that feeds an engine from a list of prompts. Thin: prompts become rows of the batch protocol and the model
 is opened as a job opens it, so they are checked, tokenized and answered as `penstock run` does it. Prompt i has custom
 id str(i): equal rows, equal answers.
-One idea: a bad prompt is a result with an `error`, in its place among the others.
+One idea: a bad prompt is a result with an `error`, in its place among the others. The prompts of a call are planned as
+a job is: shared prefixes and equal prompts are computed once.
 An `LLM` belongs to one thread; several streams of one `LLM` may be read in turns.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, overload
 
 from penstock.config import read_settings, wait_passively
@@ -18,8 +19,9 @@ from penstock.engine import Engine, EngineStats, Failed, Finished
 from penstock.errors import RowError
 from penstock.fields import is_unicode, refuse
 from penstock.jobs.loading import find_model
+from penstock.planner import FIRST_GUESS_TOKENS, run_order
 from penstock.protocol import COMPLETIONS_MAX_TOKENS, BatchRow, Endpoint, Message, Prompt, parse_messages, parse_prompt
-from penstock.request import Completion, FinishReason, SamplingParams, TokenLogprob
+from penstock.request import Completion, FinishReason, Request, SamplingParams, TokenLogprob
 
 _COMPLETION_DEFAULTS = SamplingParams(max_tokens=COMPLETIONS_MAX_TOKENS)
 _CHAT_DEFAULTS = SamplingParams()
@@ -176,15 +178,28 @@ class LLM:
         return results if stream else sorted(results, key=lambda result: result.index)
 
     def _stream(self, asked: Iterator[_Asked]) -> Iterator[Result]:
-        """Feed the engine and step it; give each result once. What was not read to its end is aborted."""
+        """Plan, feed the engine and step it; give each result once. What was not read to its end is aborted."""
+        requests: dict[int, Request] = {}
+        for one in asked:
+            try:
+                requests[one.index] = self._request(_row(one), None)
+            except RowError as error:
+                yield Result(one.index, error=error)
+        equal = _equal(requests)
+        for result in self._run(requests, _planned({index: requests[index] for index in equal})):
+            yield from (replace(result, index=index) for index in equal[result.index])
+
+    def _run(self, requests: Mapping[int, Request], order: Iterable[int]) -> Iterator[Result]:
+        """Run requests in this order of their indices, as many at once as keep the engine busy."""
         running: dict[int, int] = {}  # request number to index
+        waiting = iter(order)
         try:
             while True:
-                while len(running) < self._max_in_flight and (one := next(asked, None)) is not None:
+                while len(running) < self._max_in_flight and (index := next(waiting, None)) is not None:
                     try:
-                        running[self._engine.add(self._request(_row(one), None))] = one.index
+                        running[self._engine.add(requests[index])] = index
                     except RowError as error:
-                        yield Result(one.index, error=error)
+                        yield Result(index, error=error)
                 if not running:
                     return
                 self._step()
@@ -199,6 +214,24 @@ class LLM:
         for event in self._engine.step():
             if isinstance(event, (Finished, Failed)):
                 self._ended[event.number] = event
+
+
+def _equal(requests: Mapping[int, Request]) -> dict[int, list[int]]:
+    """The requests that have one answer, by the first of them, which is the one that runs."""
+    first: dict[str, int] = {}
+    found: dict[int, list[int]] = {}
+    for index, request in requests.items():
+        leader = first.setdefault(request.fingerprint(), index) if request.is_repeatable else index
+        found.setdefault(leader, []).append(index)
+    return found
+
+
+def _planned(requests: Mapping[int, Request]) -> list[int]:
+    """The requests' indices in the order in which they run."""
+    indices = list(requests)
+    prompts = [requests[index].prompt_tokens for index in indices]
+    guesses = [requests[index].params.max_tokens or FIRST_GUESS_TOKENS for index in indices]
+    return [indices[at] for at in run_order(prompts, guesses)]
 
 
 def _result(index: int, event: Finished | Failed) -> Result:

@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 TOKEN_BYTES = 4
 FIRST_GUESS_TOKENS = 256  # of an answer without max_tokens, before any row has finished
+MIN_SHARED_TOKENS = 16  # what a prefix must save to be worth an order of its own: about a block of KV
 MAX_BUCKET = 63
 
 
@@ -183,6 +184,23 @@ class Ranks:
                 self._first_slots[child] = slot
                 slot += 1
                 walk += [(node, at + 1), (child, self._starts[child + 1])]
+
+
+def run_order(prompts: Sequence[Sequence[int]], guesses: Sequence[int]) -> list[int]:
+    """The order in which prompts (token ids) with guessed lengths of their answers should run: their indices.
+
+    As `Forest` and `Ranks` order a job, all in memory: for prompts that a program holds in a list anyway.
+    """
+    packed = [pack_tokens(prompt) for prompt in prompts]
+    by_bytes = sorted(range(len(packed)), key=packed.__getitem__)
+    forest = Forest(min_tokens=MIN_SHARED_TOKENS)
+    places = list(forest.grow(packed[index] for index in by_bytes))
+    peaks = [0] * len(forest.depths)
+    for index, place in zip(by_bytes, places, strict=True):
+        peaks[place.node] = max(peaks[place.node], bucket(guesses[index]))
+    ranks = Ranks(forest, peaks)
+    keys = [ranks.rank(p.node, bucket(guesses[i])) for i, p in zip(by_bytes, places, strict=True)]
+    return [by_bytes[at] for at in sorted(range(len(keys)), key=keys.__getitem__)]
 
 
 class _Mean:

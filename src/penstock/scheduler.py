@@ -2,8 +2,10 @@
 
 Owns the queue, the running sequences, their blocks and the token budget. Never sees a tensor; runs without torch.
 One idea: sequences that are decoding always run (there are never more of them than the token budget), and what is
-left of the budget computes prompts, oldest first. Where blocks run out, the youngest sequence gives its own back
-and will be computed again; what it had computed stays in the prefix tree as long as nobody needs the room.
+left of the budget computes prompts, oldest first. A sequence is admitted where all that run are expected to find
+blocks until they end. Where blocks run out all the same, the youngest sequence gives its own back and will be computed
+again; what it had computed stays in the prefix tree as long as nobody needs the room. Of what nobody uses, the prefix
+of the next sequence in the queue is given up last: where the queue is in the order of a plan, nothing else is needed.
 
 `plan` decides and takes blocks; nothing counts as computed before `commit`. So a step that failed can be planned again.
 """
@@ -66,6 +68,7 @@ class Scheduler:
         self.running: list[Sequence] = []
         self.outgrown: list[Sequence] = []  # ran alone and still found no block: taken by the engine after `plan`
         self._step = 0
+        self._postponed_step = 0  # in which the next sequence's prefix was put behind all that is idle
         self._computed_tokens = 0
         self._cached_tokens = 0
         self._preemptions = 0
@@ -114,12 +117,22 @@ class Scheduler:
         """Give a sequence blocks for its first `num_tokens` tokens; False, keeping what it got, where they run out."""
         while len(sequence.blocks) * self.block_tokens < num_tokens:
             block = self.pool.take()
-            if block is None and self.tree.evict():
+            if block is None and self._evict():
                 block = self.pool.take()
             if block is None:
                 return False
             sequence.blocks.append(block)
         return True
+
+    def _evict(self) -> bool:
+        """Give up an idle block: one that the next sequence in the queue needs only where there is no other."""
+        if self.waiting and self._postponed_step != self._step:
+            self._postponed_step = self._step
+            first = self.waiting[0]
+            match = self.tree.match(first.request.namespace, first.tokens, limit=len(first.tokens) - 1)
+            for node in reversed(match.nodes):
+                self.pool.postpone(node.block)
+        return self.tree.evict()
 
     def _preempt(self, sequence: Sequence) -> None:
         self._leave(sequence)
@@ -183,16 +196,42 @@ class Scheduler:
         )
 
     def _blocks_fit(self, sequence: Sequence, match: Match) -> bool:
-        """Whether all known tokens fit beside what runs, with a block for each running sequence to grow into."""
-        needed = -(-(len(sequence.tokens) + 1) // self.block_tokens) - len(match.nodes)
+        """Whether all known tokens fit beside what runs, and all that will come is expected to."""
+        needed = self._num_blocks(len(sequence.tokens) + 1) - len(match.nodes)
         locked = [node.block for node in match.nodes] + ([match.part.block] if match.part else [])
         idle = sum(1 for block in locked if not self.pool.num_references(block))
-        promised = sum(self._blocks_to_come(s) for s in self.running)
-        return needed + promised <= self.pool.num_available - idle
+        free = self.pool.num_available - idle - needed
+        promised = sum(self._blocks_to_come(s, 1) for s in self.running)
+        if promised > free:
+            return False
+        growth = sum(self._blocks_to_come(s, s.num_to_come) for s in self.running)
+        growth += self._num_blocks(len(sequence.tokens) + sequence.num_to_come) - needed - len(match.nodes)
+        return growth <= free or not self.running or self._peak_blocks(sequence, needed) <= free + needed
 
-    def _blocks_to_come(self, sequence: Sequence) -> int:
-        """Blocks that a running sequence will take for the tokens that it has and one more."""
-        return max(0, -(-(len(sequence.tokens) + 1) // self.block_tokens) - len(sequence.blocks))
+    def _peak_blocks(self, sequence: Sequence, needed: int) -> float:
+        """The most blocks that will be taken at any time, from now on, if `sequence` joins and answers end as expected.
+
+        After t more tokens each sequence that has not ended has taken t / block_tokens blocks, and those that have
+        ended have given theirs back, but for what others use too.
+        """
+        ends = [(s.num_to_come, self._blocks_to_come(s, 1), self._num_own_blocks(s)) for s in self.running]
+        ends = sorted([*ends, (sequence.num_to_come, needed, 0)])
+        taken: float = sum(now for _, now, _ in ends)
+        peak = taken
+        for number, (end, now, own) in enumerate(ends):
+            peak = max(peak, taken + (len(ends) - number) * end / self.block_tokens)
+            taken -= now + own
+        return peak
+
+    def _num_own_blocks(self, sequence: Sequence) -> int:
+        return sum(1 for block in sequence.blocks if self.pool.num_references(block) == 1)
+
+    def _num_blocks(self, num_tokens: int) -> int:
+        return -(-num_tokens // self.block_tokens)
+
+    def _blocks_to_come(self, sequence: Sequence, num_tokens: int) -> int:
+        """Blocks that a running sequence will take for the tokens that it has and `num_tokens` more."""
+        return max(0, self._num_blocks(len(sequence.tokens) + num_tokens) - len(sequence.blocks))
 
     def _start(self, sequence: Sequence, match: Match, budget: int, lengths: dict[int, int]) -> int:
         """Admit: take over what the tree has, give blocks to the first chunk; the number of tokens of that chunk."""

@@ -35,7 +35,16 @@ class Sequence:
     Invariant: num_computed <= len(tokens), and len(blocks) * block_tokens >= num_computed.
     """
 
-    def __init__(self, number: int, request: Request, *, sample: int, eos_ids: frozenset[int], context_tokens: int):
+    def __init__(
+        self,
+        number: int,
+        request: Request,
+        *,
+        sample: int,
+        eos_ids: frozenset[int],
+        context_tokens: int,
+        expected_tokens: int | None = None,
+    ) -> None:
         self.number = number
         self.request = request
         self.sample = sample
@@ -51,6 +60,7 @@ class Sequence:
         self.end: End | None = None
         params = request.params
         self.max_output_tokens = min(params.max_tokens or context_tokens, context_tokens - len(self.prompt_tokens))
+        self.expected_tokens = min(expected_tokens or self.max_output_tokens, self.max_output_tokens)
         self.stop_ids = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else eos_ids)
 
     @property
@@ -67,6 +77,11 @@ class Sequence:
     def num_to_compute(self) -> int:
         """Tokens that are known but not computed."""
         return len(self.tokens) - self.num_computed
+
+    @property
+    def num_to_come(self) -> int:
+        """Output tokens that it is expected to draw yet; at least one, since it has not ended."""
+        return max(1, self.expected_tokens - self.num_output)
 
     @property
     def is_decoding(self) -> bool:

@@ -27,8 +27,8 @@ UNFINISHED_PER_SEQUENCE = 2  # requests waiting in the engine, so that a sequenc
 class RowEngine(Protocol):
     """What a job asks of an engine (see `engine.Engine`)."""
 
-    def add(self, request: Request) -> int:
-        """Queue a request; gives its number."""
+    def add(self, request: Request, expected_tokens: int | None = None) -> int:
+        """Queue a request, with the length to reckon with for its answers; gives its number."""
 
     def step(self) -> list[Event]:
         """Run one step; what happened."""

@@ -143,7 +143,8 @@ class Loop:
         """Give a claimed row to the engine, with the tokens of the plan."""
         with self._one_row(row):
             tokens = None if row.planned.tokens is None else unpack_tokens(row.planned.tokens)
-            self._running[self._loaded.engine.add(self._loaded.request(row.asks, tokens))] = row
+            request = self._loaded.request(row.asks, tokens)
+            self._running[self._loaded.engine.add(request, self._queue.expect(row.planned))] = row
 
     def _step(self) -> list[Event]:
         self._around.phases.enter(Phase.STEP)

@@ -18,10 +18,10 @@ from typing import NamedTuple
 from penstock.jobs.formats import InputLine, read_lines
 from penstock.jobs.plan_file import PLAN_VERSION, PlanFile
 from penstock.jobs.tokenizing import Batch, Preparer, Setup, Workers
+from penstock.planner import MIN_SHARED_TOKENS
 
 BATCH_ROWS = 2000
 BATCH_BYTES = 2**22
-MIN_SHARED_TOKENS = 16  # what a shared prefix must save to be worth an order of its own: about a block of KV
 SMALL_BYTES = 2**21  # an input up to this size is read here: to start workers would take longer
 
 

@@ -73,8 +73,10 @@ class Queue:
             self._is_revised = True
             self.num_revisions += 1
 
-    def expect(self, row: PlannedRow) -> int:
-        """How long a row's answer is taken to be, by all that is known now."""
+    def expect(self, row: PlannedRow) -> int | None:
+        """How long a row's answer is taken to be, by all that is known now; None: it was not tokenized."""
+        if row.tokens is None:
+            return None
         return self._lengths.expect(row.node, row.prompt_tokens, row.guess_tokens)
 
 
