@@ -211,15 +211,15 @@ class Scheduler:
     def _peak_blocks(self, sequence: Sequence, needed: int) -> float:
         """The most blocks that will be taken at any time, from now on, if `sequence` joins and answers end as expected.
 
-        After t more tokens each sequence that has not ended has taken t / block_tokens blocks, and those that have
-        ended have given theirs back, but for what others use too.
+        After t more tokens each sequence that has not ended has taken t / block_tokens blocks and begun another (half
+        of one on average), and those that have ended have given theirs back, but for what others use too.
         """
         ends = [(s.num_to_come, self._blocks_to_come(s, 1), self._num_own_blocks(s)) for s in self.running]
         ends = sorted([*ends, (sequence.num_to_come, needed, 0)])
         taken: float = sum(now for _, now, _ in ends)
         peak = taken
         for number, (end, now, own) in enumerate(ends):
-            peak = max(peak, taken + (len(ends) - number) * end / self.block_tokens)
+            peak = max(peak, taken + (len(ends) - number) * (end / self.block_tokens + 0.5))
             taken -= now + own
         return peak
 
