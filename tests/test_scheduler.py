@@ -164,10 +164,10 @@ def test_a_sequence_that_would_have_to_go_again_is_not_admitted() -> None:
 
 
 def test_what_ends_in_time_makes_room_for_what_grows() -> None:
-    """The three grow to 9 blocks together, but never at one time: 8 are surely enough, and 6 are not."""
-    for num_blocks, num_running in ((8, 3), (6, 2)):
+    """The three grow to 13 blocks together, but never at one time: 11 are surely enough, and 9 are not."""
+    for num_blocks, num_running in ((11, 3), (9, 2)):
         b = bench(num_blocks=num_blocks, token_budget=16)
-        for first, max_tokens in ((1, 1), (2, 1), (3, 14)):
+        for first, max_tokens in ((1, 1), (2, 1), (3, 30)):
             b.add([first] * 4, max_tokens=max_tokens + 1)
         b.step()
         assert len(b.scheduler.running) == num_running
