@@ -16,7 +16,7 @@ from penstock.errors import OutOfMemory
 from penstock.kernels.reference import QUERY_ROWS, SEGMENT, AttentionTiles, tile_queries
 from penstock.kv import KVCache
 from penstock.models.decoder import Decoder, StepTensors
-from penstock.sampling import Draw, draw_all
+from penstock.sampling import Draw
 from penstock.step import Chunk, ChunkResult, SampledRef, StepPlan, StepResult, Ticket
 
 # What PyTorch and the libraries below it say when memory runs out, where they have no type for it.
@@ -60,7 +60,7 @@ class TorchExecutor:
     def _run(self, plan: StepPlan) -> list[Draw]:
         self._cache.copy(plan.copies)
         logits = self._decoder.forward(self._inputs(plan), self._cache)
-        return draw_all(logits, [sample for chunk in plan.chunks for sample in chunk.samples])
+        return self._decoder.draw(logits, [sample for chunk in plan.chunks for sample in chunk.samples])
 
     def _inputs(self, plan: StepPlan) -> StepTensors:
         size = self._cache.block_tokens
