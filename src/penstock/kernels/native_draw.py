@@ -6,6 +6,7 @@ Owns the C interface of drawing; the rules are those of `sampling.py`, and `nati
 from __future__ import annotations
 
 import ctypes
+import struct
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -32,6 +33,12 @@ class NativeDraw(ctypes.Structure):
     ]
 
 
+# The same, for many at once: the numbers that are asked, and the whole of it.
+_ASKED = struct.Struct("3d2qfi")
+_WHOLE = struct.Struct("3d2qfi4P4q2fi4x")
+assert _WHOLE.size == ctypes.sizeof(NativeDraw)
+
+
 class NativeDraws(ctypes.Structure):
     """`Draws` in native/ops.h."""
 
@@ -52,9 +59,9 @@ def ask(samples: Sequence[SampleAt], vocab: int) -> Asked:
     Raises:
         IndexError: a token that is not in the vocabulary is biased or banned.
     """
-    structs = (NativeDraw * len(samples))(*[NativeDraw(*_plain(sample, vocab)) for sample in samples])
-    asked = Asked(structs, {}, {})
+    asked = Asked((NativeDraw * len(samples))(), {}, {})
     for row, sample in enumerate(samples):
+        _ASKED.pack_into(asked.structs, row * _WHOLE.size, *_plain(sample, vocab))
         if sample.bias or sample.banned:
             _point_to_changes(asked, row, sample, vocab=vocab)
         if sample.logprobs:
@@ -90,13 +97,14 @@ def _point_to_top(asked: Asked, row: int) -> None:
 
 def read(asked: Asked, vocab: int) -> Iterator[Draw]:
     """What came of each sample."""
-    for row, made in enumerate(asked.structs):
-        if made.bad:
-            yield Draw(None, describe_bad(made.bad, vocab))
-        elif not made.possible:
+    for row, fields in enumerate(_WHOLE.iter_unpack(asked.structs)):
+        weighed, (token, bad, total, highest, logit, possible) = fields[6], fields[-6:]
+        if bad:
+            yield Draw(None, describe_bad(bad, vocab))
+        elif not possible:
             yield Draw(None, NO_CANDIDATE)
-        elif not made.weighed:
-            yield Draw(TokenLogprob(made.token, NO_LOGPROB, ()))
+        elif not weighed:
+            yield Draw(TokenLogprob(token, NO_LOGPROB, ()))
         else:
             top = list(zip(*asked.tops[row], strict=True)) if row in asked.tops else []
-            yield Draw(normalize((made.token, made.logit), top, highest=made.highest, total=made.total))
+            yield Draw(normalize((token, logit), top, highest=highest, total=total))

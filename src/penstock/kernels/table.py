@@ -173,6 +173,11 @@ class Selection(NamedTuple):
         """Rows of a tile of queries, for which this attention is made."""
         return QUERY_ROWS if self.why_not_native else native.QUERY_ROWS
 
+    @property
+    def needs_zeros(self) -> bool:
+        """Whether this attention reads keys and values that were never written; the native one masks them."""
+        return self.why_not_native is not None
+
 
 def select(device: str, opened: Opened = NOT_ASKED) -> Selection:
     """The first implementation of each op that runs on the device, with the native kernels if they were opened.
