@@ -123,7 +123,13 @@ def executor(
     selection = select("cpu", native)
     kernels = selection.kernels
     packed = pack_all(weights or random_weights(spec, dtype=dtype), kernels)
-    return TorchExecutor(Decoder(spec, packed, kernels), memory, device="cpu", query_rows=selection.query_rows)
+    return TorchExecutor(
+        Decoder(spec, packed, kernels),
+        memory,
+        device="cpu",
+        query_rows=selection.query_rows,
+        needs_zeros=selection.needs_zeros,
+    )
 
 
 GREEDY = SampleAt(0, uniform=0.0, temperature=0.0, top_k=0, top_p=1.0, min_p=0.0, logprobs=5)

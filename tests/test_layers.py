@@ -10,7 +10,7 @@ import pytest
 SOURCE = Path(__file__).parent.parent / "src" / "penstock"
 
 WORDS = {"__init__", "errors", "request", "step", "config", "fields", "protocol", "models.spec"}
-DECISIONS = {"blocks", "cost", "planner", "prefix", "scheduler", "sequence"}
+DECISIONS = {"blocks", "cost", "planner", "prefix", "scheduler", "sequence", "stops"}
 TENSORS = {"kv", "device", "executor", "sampling", "weights", "tokenizer", "checkpoint"}  # and models.*, kernels.*
 ENGINE = {"engine", "intake"}
 SURFACES = {"cli", "cli_bench", "cli_jobs", "cli_output", "cli_run", "llm", "__main__"}

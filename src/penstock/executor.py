@@ -7,6 +7,7 @@ One idea: depth 1. `submit` computes, `collect` hands over; a device that runs b
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -16,8 +17,8 @@ from penstock.errors import OutOfMemory
 from penstock.kernels.reference import QUERY_ROWS, SEGMENT, AttentionTiles, tile_queries
 from penstock.kv import KVCache
 from penstock.models.decoder import Decoder, StepTensors
-from penstock.sampling import Draw, draw_all
-from penstock.step import Chunk, ChunkResult, SampledRef, StepPlan, StepResult, Ticket
+from penstock.sampling import Draw
+from penstock.step import Chunk, ChunkResult, StepPlan, StepResult, Ticket
 
 # What PyTorch and the libraries below it say when memory runs out, where they have no type for it.
 MEMORY_MESSAGES = ("can't allocate memory", "could not create a memory", "not enough memory", "Cannot allocate memory")
@@ -26,14 +27,23 @@ MEMORY_MESSAGES = ("can't allocate memory", "could not create a memory", "not en
 class TorchExecutor:
     """Runs plans on one device."""
 
-    def __init__(self, decoder: Decoder, cache: KVCache, *, device: str, query_rows: int = QUERY_ROWS) -> None:
-        """`query_rows`: the rows of a tile of queries, as the decoder's attention likes them."""
+    def __init__(
+        self,
+        decoder: Decoder,
+        cache: KVCache,
+        *,
+        device: str,
+        query_rows: int = QUERY_ROWS,
+        needs_zeros: bool = True,
+    ) -> None:
+        """What the decoder's attention is made for: tiles of `query_rows` rows, and zeros where no key was written."""
         self._decoder = decoder
         self._cache = cache
         self._device = device
         self._query_rows = query_rows
+        self._needs_zeros = needs_zeros
         self._results: dict[Ticket, StepResult] = {}
-        self._drawn: dict[SampledRef, int] = {}  # of the last step
+        self._drawn: dict[tuple[int, int, int], int] = {}  # of the last step, by `SampledRef`
 
     def submit(self, plan: StepPlan) -> Ticket:
         """Compute a step.
@@ -60,7 +70,7 @@ class TorchExecutor:
     def _run(self, plan: StepPlan) -> list[Draw]:
         self._cache.copy(plan.copies)
         logits = self._decoder.forward(self._inputs(plan), self._cache)
-        return draw_all(logits, [sample for chunk in plan.chunks for sample in chunk.samples])
+        return self._decoder.draw(logits, [sample for chunk in plan.chunks for sample in chunk.samples])
 
     def _inputs(self, plan: StepPlan) -> StepTensors:
         size = self._cache.block_tokens
@@ -70,19 +80,21 @@ class TorchExecutor:
         sampled: list[int] = []
         for chunk in plan.chunks:
             sampled += [len(tokens) + sample.offset for sample in chunk.samples]
-            tokens += [self._drawn[t] if isinstance(t, SampledRef) else t for t in chunk.tokens]
+            tokens += [t if isinstance(t, int) else self._drawn[t] for t in chunk.tokens]
             positions += range(chunk.start, chunk.end)
-            blocks += [chunk.tables[0][p // size] for p in range(chunk.start, chunk.end)]
-        new = [block for block, position in zip(blocks, positions, strict=True) if position % size == 0]
-        self._cache.clear(new)
+            blocks += _blocks(chunk, size)
+        where, block = self._tensor(positions), self._tensor(blocks)
+        offsets = where % size
+        if self._needs_zeros:
+            self._cache.clear(block[offsets == 0])
         return StepTensors(
             tokens=self._tensor(tokens),
-            positions=self._tensor(positions),
-            blocks=self._tensor(blocks),
-            offsets=self._tensor([p % size for p in positions]),
+            positions=where,
+            blocks=block,
+            offsets=offsets,
             sampled=self._tensor(sampled),
             tiles=self._tiles(plan.chunks),
-            num_positions=max(chunk.end for chunk in plan.chunks),
+            num_positions=max(positions) + 1,
         )
 
     def _tensor(self, values: list[int] | list[list[int]]) -> Tensor:
@@ -117,16 +129,30 @@ class TorchExecutor:
 
     def _result(self, plan: StepPlan, draws: list[Draw]) -> StepResult:
         self._drawn.clear()
-        results, at = [], 0
-        for chunk in plan.chunks:
-            mine = draws[at : at + len(chunk.samples)]
-            at += len(mine)
-            tokens = tuple(draw.token for draw in mine if draw.token is not None)
-            problem = next((draw.problem for draw in mine if draw.problem is not None), None)
-            for number, token in enumerate(tokens):
-                self._drawn[SampledRef(plan.step, chunk.sequence, number)] = token.token
-            results.append(ChunkResult(chunk.sequence, () if problem else tokens, problem))
-        return StepResult(plan.step, tuple(results))
+        left = iter(draws)
+        return StepResult(plan.step, tuple(self._chunk_result(plan.step, chunk, left) for chunk in plan.chunks))
+
+    def _chunk_result(self, step: int, chunk: Chunk, left: Iterator[Draw]) -> ChunkResult:
+        """Take a chunk's draws; one without a token is a problem of them all."""
+        sampled, problem = [], None
+        for number, _ in enumerate(chunk.samples):
+            drawn, why_not = next(left)
+            if drawn is None:
+                problem = problem or why_not
+            else:
+                sampled.append(drawn)
+                self._drawn[step, chunk.sequence, number] = drawn.token
+        return ChunkResult(chunk.sequence, () if problem else tuple(sampled), problem)
+
+
+def _blocks(chunk: Chunk, size: int) -> list[int]:
+    """The block of each of a chunk's tokens."""
+    first, last = chunk.start // size, (chunk.end - 1) // size
+    table = chunk.tables[0]
+    if first == last:
+        return [table[first]] * len(chunk.tokens)
+    whole = [block for block in table[first : last + 1] for _ in range(size)]
+    return whole[chunk.start % size :][: len(chunk.tokens)]
 
 
 class _Piece(NamedTuple):

@@ -3,12 +3,13 @@
 Owns memory and the copies inside it; which block belongs to whom is the scheduler's business. A KV group's layers
 share one block table, so block b of every layer of the group belongs to the same tokens.
 One idea: positions of a block that its sequence has not written are zero (`clear`), and block `zero_block` always is:
-an attention weight of 0 must not meet what another row left there, for 0 times NaN is NaN.
+an attention weight of 0 must not meet what another row left there, for 0 times NaN is NaN. Attention that never reads
+what was not written (the native kernels') does without `clear`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -33,17 +34,18 @@ class KVCache:
                 shape = (num_blocks + 1, group.kv_heads, block_tokens)
                 self.keys[layer] = torch.empty(*shape, group.k_width, dtype=dtype, device=device)
                 self.values[layer] = torch.empty(*shape, group.v_width, dtype=dtype, device=device)
-        self.clear([self.zero_block])
+        self.clear(torch.tensor([self.zero_block], device=device))
 
     @property
     def zero_block(self) -> int:
         """The block that is always zero; no sequence owns it."""
         return self.num_blocks
 
-    def clear(self, blocks: Sequence[int]) -> None:
-        """Zero blocks in every layer: before a sequence first writes to them."""
-        for cache in (*self.keys.values(), *self.values.values()):
-            cache[list(blocks)] = 0
+    def clear(self, blocks: Tensor) -> None:
+        """Zero blocks, int64 [any], in every layer: before a sequence first writes to them."""
+        if blocks.numel():
+            for cache in (*self.keys.values(), *self.values.values()):
+                cache.index_fill_(0, blocks, 0)
 
     def write(self, layer: int, blocks: Tensor, offsets: Tensor, *, keys: Tensor, values: Tensor) -> None:
         """Store keys and values [rows, kv_heads, width] at offsets [rows] of blocks [rows]."""

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from penstock.prefix import Node
 from penstock.request import Completion, FinishReason, Request, TokenLogprob, uniform
 from penstock.step import BlockCopy, Chunk, SampleAt
+from penstock.stops import UNKNOWN, StopSearch
 
 Decode = Callable[[list[int]], str]
 
@@ -59,6 +60,8 @@ class Sequence:
         self.copy: BlockCopy | None = None  # to be done before its next chunk
         self.end: End | None = None
         params = request.params
+        self._stop_search = StopSearch(params.stop)
+        self._last_sample: SampleAt | None = None  # a greedy one without bans, which is the same at every token
         self.max_output_tokens = min(params.max_tokens or context_tokens, context_tokens - len(self.prompt_tokens))
         self.expected_tokens = min(expected_tokens or self.max_output_tokens, self.max_output_tokens)
         self.stop_ids = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else eos_ids)
@@ -99,8 +102,11 @@ class Sequence:
     def _sample_at(self, offset: int) -> SampleAt:
         params = self.request.params
         greedy = params.temperature == 0.0
+        free = self.num_output >= params.min_tokens
+        if greedy and free and self._last_sample is not None and self._last_sample.offset == offset:
+            return self._last_sample  # once a token, for every sequence: it is worth not making it again
         draw = 0.0 if greedy else uniform(self.request.stream_key, sample=self.sample, position=self.num_output)
-        return SampleAt(
+        sample = SampleAt(
             offset,
             uniform=draw,
             temperature=params.temperature,
@@ -108,9 +114,11 @@ class Sequence:
             top_p=params.top_p,
             min_p=params.min_p,
             bias=params.logit_bias,
-            banned=tuple(sorted(self.stop_ids)) if self.num_output < params.min_tokens else (),
+            banned=() if free else tuple(sorted(self.stop_ids)),
             logprobs=params.logprobs,
         )
+        self._last_sample = sample if greedy and free else None
+        return sample
 
     def append(self, drawn: TokenLogprob) -> None:
         """Add a token that was drawn."""
@@ -132,9 +140,9 @@ class Sequence:
     def _text_before_stop(self, decode: Decode) -> str | None:
         """The text before the first stop string that was completed at token number min_tokens or later."""
         stops = self.request.params.stop
-        if not stops:
+        if not self._stop_search.may_be_complete(decode, self.tokens, len(self.prompt_tokens)):
             return None
-        text = decode(self.output_tokens)
+        text = decode(self.output_tokens).rstrip(UNKNOWN)  # its last character may not be complete
         protected = len(decode(self.output_tokens[: self.request.params.min_tokens - 1])) if self._has_minimum else 0
         found = [at for stop in stops if (at := text.find(stop, max(0, protected - len(stop) + 1))) >= 0]
         return text[: min(found)] if found else None

@@ -9,16 +9,20 @@ from __future__ import annotations
 
 import ctypes
 import weakref
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from penstock.kernels import native_draw
 from penstock.kernels import native_structs as structs
 from penstock.kernels.native_structs import ADDRESS, COUNT, INT, TYPES, Preparation, address
 from penstock.kernels.reference import AttentionTiles, LayerRows
 from penstock.models.spec import DecoderSpec
+from penstock.sampling import Draw
+from penstock.step import SampleAt
 from penstock.weights import LayerWeights, Norm, Weight
 
 LIBRARY = Path(__file__).with_name("libpenstock.so")
@@ -39,6 +43,8 @@ _SIGNATURES: dict[str, tuple[type | None, tuple[type, ...]]] = {
     "penstock_prepare": (INT, (ADDRESS, ADDRESS)),
     "penstock_attention": (INT, (ADDRESS, ADDRESS, COUNT)),
     "penstock_layer": (INT, (ADDRESS, ADDRESS)),
+    "penstock_draw_bytes": (COUNT, ()),
+    "penstock_draw": (INT, (ADDRESS, ADDRESS)),
     "penstock_layer_seconds": (INT, (ADDRESS, ADDRESS)),
 }
 
@@ -139,6 +145,16 @@ class Native:
         self._call("penstock_layer", ctypes.byref(made))
         return x
 
+    def draw(self, logits: Tensor, samples: Sequence[SampleAt]) -> list[Draw]:
+        """As sampling.draw_all."""
+        rows, vocab = logits.shape
+        if rows != len(samples) or logits.dtype != torch.float32:
+            raise ValueError(f"logits are {list(logits.shape)} {logits.dtype}; there are {len(samples)} samples")
+        asked = native_draw.ask(samples, vocab)
+        draws = native_draw.NativeDraws(address(logits), ctypes.addressof(asked.structs), rows, vocab)
+        self._call("penstock_draw", ctypes.byref(draws))
+        return list(native_draw.read(asked, vocab))
+
     def layer_seconds(self) -> LayerSeconds:
         """The seconds of all layers so far."""
         found = (ctypes.c_double * len(LayerSeconds._fields))()
@@ -179,7 +195,8 @@ def open_native(*, dtype: str, threads: int, max_isa: str | None = None, library
         loaded = _load(library)
     except (OSError, AttributeError) as error:
         return Opened(None, f"{library.name} cannot be loaded: {error}; install penstock again")
-    if loaded.penstock_layer_bytes() != ctypes.sizeof(structs.Layer):
+    sizes = loaded.penstock_layer_bytes(), loaded.penstock_draw_bytes()
+    if sizes != (ctypes.sizeof(structs.Layer), ctypes.sizeof(native_draw.NativeDraw)):
         return Opened(None, f"{library.name} was built from other sources; install penstock again")
     isa = ISAS[loaded.penstock_best_isa(ISAS.index(max_isa) if max_isa else len(ISAS))]
     return Opened(Native(loaded, isa=isa, threads=threads), None)

@@ -7,7 +7,7 @@ One idea: a fast kernel is one more row here, before the reference row that it i
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple, Protocol
@@ -19,9 +19,11 @@ from penstock.kernels import exact, native, reference
 from penstock.kernels.native import NOT_ASKED, Native, Opened
 from penstock.kernels.reference import QUERY_ROWS, TILE_ROWS, AttentionTiles, LayerRows
 from penstock.models.spec import DecoderSpec
+from penstock.sampling import Draw, draw_all
+from penstock.step import SampleAt
 from penstock.weights import LayerWeights, Norm, Weight
 
-NUMERICS_VERSION = 1  # counts changes of any op's bits
+NUMERICS_VERSION = 2  # counts changes of any op's bits
 
 
 class Pack(Protocol):
@@ -80,6 +82,12 @@ class Unary(Protocol):
     def __call__(self, x: Tensor) -> Tensor: ...
 
 
+class DrawAll(Protocol):
+    """Float32 logits [rows, vocab] to a draw a row."""
+
+    def __call__(self, logits: Tensor, samples: Sequence[SampleAt]) -> list[Draw]: ...
+
+
 class Kernels(NamedTuple):
     """An implementation of every op; `layer` is None where a layer is composed of the others."""
 
@@ -95,6 +103,7 @@ class Kernels(NamedTuple):
     silu: Unary
     gelu_tanh: Unary
     layer: Layer | None
+    draw: DrawAll
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +153,7 @@ TABLE: dict[str, tuple[Implementation, ...]] = {
     "silu": (Implementation("reference", exact.silu, BOTH, BOTH),),
     "gelu_tanh": (Implementation("reference", exact.gelu_tanh, BOTH, BOTH),),
     "layer": (_native(Native.layer), Implementation("composed", None, BOTH, BOTH)),
+    "draw": (_native(Native.draw), Implementation("reference", draw_all, BOTH, BOTH)),
 }
 
 
@@ -162,6 +172,11 @@ class Selection(NamedTuple):
     def query_rows(self) -> int:
         """Rows of a tile of queries, for which this attention is made."""
         return QUERY_ROWS if self.why_not_native else native.QUERY_ROWS
+
+    @property
+    def needs_zeros(self) -> bool:
+        """Whether this attention reads keys and values that were never written; the native one masks them."""
+        return self.why_not_native is not None
 
 
 def select(device: str, opened: Opened = NOT_ASKED) -> Selection:

@@ -6,6 +6,7 @@ One idea: a step is a flat list of token rows of any sequences; only attention k
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +17,8 @@ from penstock.kernels.table import Kernels
 from penstock.kv import KVCache
 from penstock.models.rotary import RotaryTable
 from penstock.models.spec import DecoderSpec
+from penstock.sampling import Draw
+from penstock.step import SampleAt
 from penstock.weights import DecoderWeights, LayerWeights, Norm, Weight
 
 
@@ -59,6 +62,10 @@ class Decoder:
             x = self._layer(x, layer, rows=rows, number=number, cache=cache)
         final = self._norm(x[step.sampled], self._weights.final_norm)
         return self._kernels.linear(final, self._weights.head, wide=True)
+
+    def draw(self, logits: Tensor, samples: Sequence[SampleAt]) -> list[Draw]:
+        """A draw for each row of logits, float32 [rows, vocab]."""
+        return self._kernels.draw(logits, samples)
 
     def _rows(self, step: StepTensors) -> LayerRows:
         cosine, sine = self._rotary.at(step.positions) if self._rotary is not None else (None, None)

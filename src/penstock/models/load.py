@@ -9,10 +9,8 @@ into memory of its own (64-byte aligned on a CPU), so that no file stays mapped.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -45,9 +43,8 @@ def load_weights(
     names = family_named(checkpoint.family).names
     stored = stored_tensors(checkpoint.folder)
     prefix = account(stored, checkpoint.spec, names=names)
-    with _opened({tensor.file for tensor in stored.values()}) as files:
-        source = _Source(files, stored, prefix, torch.device(device), TORCH_DTYPES[dtype], pack)
-        return _decoder(source, checkpoint.spec, names)
+    source = _Source(stored, prefix, torch.device(device), TORCH_DTYPES[dtype], pack)
+    return _decoder(source, checkpoint.spec, names)
 
 
 def account(stored: dict[str, StoredTensor], spec: DecoderSpec, *, names: Names) -> str:
@@ -83,20 +80,10 @@ def _refuse_names(what: str, found: Any, why: str) -> None:
         raise ModelError(f"{what}: {', '.join(names[:SHOWN_NAMES])}{more}; {why}")
 
 
-@contextmanager
-def _opened(files: set[Path]) -> Iterator[dict[Path, Any]]:
-    with ExitStack() as stack:
-        try:
-            yield {file: stack.enter_context(safe_open(file, framework="pt")) for file in files}
-        except SafetensorError as error:
-            raise ModelError(f"a safetensors file cannot be read: {error}; download the checkpoint again") from error
-
-
 @dataclass(frozen=True, slots=True)
 class _Source:
     """Stored tensors, and where and as what their copies go; `pack` gives a weight its final format."""
 
-    files: dict[Path, Any]
     stored: dict[str, StoredTensor]
     prefix: str
     device: torch.device
@@ -118,7 +105,12 @@ class _Source:
         return whole
 
     def _mapped(self, name: str) -> Tensor:
-        tensor: Tensor = self.files[self.stored[name].file].get_tensor(name)
+        """A tensor in its file. The file is opened for each: what was read of it leaves memory with the tensor."""
+        try:
+            with safe_open(self.stored[name].file, framework="pt") as file:
+                tensor: Tensor = file.get_tensor(name)
+        except SafetensorError as error:
+            raise ModelError(f"a safetensors file cannot be read: {error}; download the checkpoint again") from error
         return tensor
 
 

@@ -95,6 +95,12 @@ PENSTOCK_API int penstock_layer(Context* context, Layer* layer) {
     return guarded(context, [&] { run_layer(*context, *layer); });
 }
 
+PENSTOCK_API int64_t penstock_draw_bytes() { return sizeof(Draw); }
+
+PENSTOCK_API int penstock_draw(Context* context, const Draws* draws) {
+    return guarded(context, [&] { context->kernels.draw(*context, *draws); });
+}
+
 // The seconds that layers have spent in each `Part`.
 PENSTOCK_API int penstock_layer_seconds(Context* context, double* seconds) {
     return guarded(context, [&] {

@@ -72,12 +72,36 @@ struct Layer {
     Product out, gate_up, down;
 };
 
+// A token to be drawn from a row of logits, and what came of it.
+struct Draw {
+    double uniform, top_p, min_p;
+    int64_t top_k, num_top;
+    float temperature;  // 0: the best token
+    int weighed;        // whether `total` and the best tokens are wanted
+    const int64_t* changed;  // [changes]: tokens to whose logits
+    const float* amounts;    // these are added, in this order; minus infinity bans one
+    int64_t* top;            // [num_top], filled with the best tokens before any change, and
+    float* top_logits;       // their logits
+    int64_t changes;
+    // What came of it:
+    int64_t token, bad, total;  // bad: logits that are not finite; total: the weight of all logits before any change
+    float highest, logit;       // before any change: the highest, and the token's
+    int possible;               // 0: every token is banned
+};
+
+struct Draws {
+    const float* logits;  // [rows, vocab]
+    Draw* draws;          // [rows]
+    int64_t rows, vocab;
+};
+
 // The kernels of one instruction set, each for float32 and bfloat16, numbered as Type.
 struct Kernels {
     void (*linear[2])(Context&, const Product&);
     void (*prepare[2])(Context&, const Product&);  // out [rows, k]: the rows of x as `linear` would multiply them
     void (*heads[2])(Context&, const Heads&);
     void (*attention[2])(Context&, const Attention&);
+    void (*draw)(Context&, const Draws&);
 };
 
 Kernels portable_kernels();

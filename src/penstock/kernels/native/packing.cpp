@@ -14,11 +14,29 @@ int64_t place(int64_t column, int64_t k, Type type) {
     return tile * TILE + (k % STEP) / 2 * 32 + (column % 16) * 2 + k % 2;
 }
 
+// A whole tile: 16 columns, k elements apart, of STEP positions; each pair of positions moves as one.
+void pack_tile(const uint16_t* w, uint16_t* tile, int64_t k) {
+    uint32_t square[16][16];
+    for (int column = 0; column < 16; ++column) {
+        uint32_t pairs[16];
+        std::memcpy(pairs, w + column * k, sizeof pairs);
+        for (int i = 0; i < 16; ++i) square[i][column] = pairs[i];
+    }
+    std::memcpy(tile, square, sizeof square);
+}
+
+void pack_tile(const float*, float*, int64_t) {}  // float32 has no tiles
+
 template <class T>
 void pack_panel(const T* w, T* panel, int64_t columns, int64_t k, Type type) {
     std::memset(panel, 0, sizeof(T) * static_cast<size_t>(depth(k, type) * PANEL));
     for (int64_t at = 0; at < k; at += STEP) {  // a tile at a time, so that its lines stay in the cache
         const int64_t end = at_most(at + STEP, k);
+        if (type == BFLOAT16 && columns == PANEL && end == at + STEP) {
+            for (int64_t column = 0; column < PANEL; column += 16)
+                pack_tile(w + column * k + at, panel + place(column, at, type), k);
+            continue;
+        }
         for (int64_t column = 0; column < columns; ++column)
             for (int64_t i = at; i < end; ++i) panel[place(column, i, type)] = w[column * k + i];
     }

@@ -1,5 +1,6 @@
 // The kernels that any vector unit can run, compiled for avx2.
 #include "attention_vector.h"
+#include "draw.h"
 #include "gemm_vector.h"
 
 namespace penstock {
@@ -10,6 +11,7 @@ Kernels avx2_kernels() {
         {prepare<float>, prepare<uint16_t>},
         {place_heads<float>, place_heads<uint16_t>},
         {attention<float>, attention<uint16_t>},
+        draw_rows,
     };
 }
 
