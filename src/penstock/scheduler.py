@@ -94,8 +94,11 @@ class Scheduler:
             length = min(sequence.num_to_compute, left)
             if not length or not sequence.blocks:  # no blocks: it was preempted for an older one
                 continue
+            running = len(self.running)
             if self._make_room(sequence, length, lengths):
                 lengths[sequence.number] = length
+                left -= length
+            if len(self.running) < running:  # some had to go, with what they were to compute
                 left = self.token_budget - sum(lengths.values())
         return lengths
 
@@ -189,6 +192,7 @@ class Scheduler:
         needed = start + (match.part.num_tokens if match.part else 0) + self.block_tokens
         return any(
             other.num_computed < needed <= min(len(other.prompt_tokens), len(sequence.tokens))
+            and other.tokens[needed - 1] == sequence.tokens[needed - 1]  # most differ here already
             and other.request.namespace == sequence.request.namespace
             and other.tokens[:needed] == sequence.tokens[:needed]
             for other in self.running
