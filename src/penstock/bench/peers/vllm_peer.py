@@ -56,10 +56,15 @@ def run(vllm: Any, llm: Any, rows: list[dict[str, Any]]) -> dict[str, object]:
     started = time.perf_counter()
     answers = llm.generate(prompts, params, use_tqdm=False)
     wall_s = time.perf_counter() - started
+    prompt_tokens = sum(len(row["prompt_token_ids"]) for row in rows)
+    output_tokens = sum(len(answer.outputs[0].token_ids) for answer in answers)
+    # Found in the prefix cache when a request was admitted; what a preemption makes it compute again is not told.
+    cached_tokens = sum(answer.num_cached_tokens for answer in answers)
     return {
         "wall_s": wall_s,
-        "prompt_tokens": sum(len(row["prompt_token_ids"]) for row in rows),
-        "output_tokens": sum(len(answer.outputs[0].token_ids) for answer in answers),
+        "prompt_tokens": prompt_tokens,
+        "output_tokens": output_tokens,
+        "computed_tokens": prompt_tokens - cached_tokens + output_tokens - len(answers),
     }
 
 
