@@ -12,7 +12,7 @@ from penstock.errors import ConfigError
 
 
 def test_a_peer_is_a_script_in_the_folder() -> None:
-    assert peer_names() == ("transformers", "vllm")
+    assert peer_names() == ("llamacpp", "transformers", "vllm")
     peer = parse_peer(f"vllm={sys.executable}")
     assert (peer.name, peer.command[0], peer.why_not) == ("vllm", sys.executable, None)
     assert Path(peer.command[1]).name == "vllm_peer.py"
@@ -41,7 +41,7 @@ def test_a_peer_that_no_script_runs_says_why(name: str) -> None:
         ("=python", "it must be NAME=PYTHON"),
         ("vllm:int3=python", "the dtype is 'int3'; it must be one of float32"),
         ("vllm=/no/such/python", "there is no program /no/such/python"),
-        (f"nobody={sys.executable}", "one of transformers, vllm, llamacpp, sglang, or the path of a script"),
+        (f"nobody={sys.executable}", "one of llamacpp, transformers, vllm, sglang, or the path of a script"),
         (f"/no/such/peer.py={sys.executable}", "there is no peer /no/such/peer.py"),
     ],
 )

@@ -18,8 +18,8 @@ ENDING = "_peer.py"
 
 # Peers that users ask for and that no script runs yet.
 WHY_NOT = {
-    "llamacpp": "llama.cpp reads GGUF files only, and the checkpoint would have to be converted first; not written yet",
-    "sglang": "SGLang publishes no wheel for CPUs; its CPU backend has to be built from source; not written yet",
+    "sglang": "SGLang 0.5.23 cannot be installed for CPUs: its wheel needs CUDA packages (cuda-python, flashinfer, "
+    "sglang-kernel), and its kernels for CPUs are in no package index; they are built from its repository",
 }
 
 

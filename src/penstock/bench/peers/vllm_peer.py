@@ -11,6 +11,7 @@ import json
 import os
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 GIB = 2**30
@@ -26,9 +27,17 @@ def main() -> None:
     os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(kv_gib)
     os.environ["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, cores))
     os.environ["HF_HUB_OFFLINE"] = "1"
+    # What it compiles ahead of time it cannot load again ('function' object has no attribute 'finalize_loading'), and
+    # would compile at every start; without, it compiles once, to the same code.
+    os.environ.setdefault("VLLM_USE_AOT_COMPILE", "0")
     notes = []
     if kv_gib * GIB != terms["kv_bytes"]:
         notes.append(f"KV memory is {kv_gib} GiB, not {terms['kv_bytes'] / GIB:.2f}: it takes whole GiB only")
+    if terms["dtype"] == "bfloat16" and "avx512f" not in Path("/proc/cpuinfo").read_text(encoding="utf-8"):
+        notes.append(
+            "this CPU has no AVX-512, without which oneDNN has no bfloat16 products: it computes them with torch's "
+            "linear, many times slower than float32 (vllm:float32)"
+        )
     vllm: Any = importlib.import_module("vllm")
     llm = vllm.LLM(
         terms["checkpoint"],
