@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -113,3 +114,28 @@ def test_a_failed_step_ends_the_program(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_common_beginnings() -> None:
     assert [common([1, 2, 3], other) for other in ([1, 2, 4], [1, 2], [2], [1, 2, 3, 4])] == [2, 2, 0, 3]
+
+
+def test_a_checkpoint_s_numbers_stay_the_same(tmp_path: Path) -> None:
+    header = {"__metadata__": {}, "w": {"dtype": "BF16", "shape": [2, 2], "data_offsets": [4, 12]}}
+    text = json.dumps(header).encode()
+    bits = [0x3F80, 0xC000, 0x0000, 0x3E80]  # 1, -2, 0, 1/4
+    data = b"pad." + b"".join(b.to_bytes(2, "little") for b in bits)
+    (tmp_path / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + data)
+    [(name, tensor)] = llamacpp_peer.tensors(tmp_path)
+    assert name == "w"
+    assert tensor.tolist() == [bits[:2], bits[2:]]
+    assert llamacpp_peer.as_float32(tensor).tolist() == [[1.0, -2.0], [0.0, 0.25]]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"architectures": ["Other"]}, {"architectures": ["LlamaForCausalLM"], "rope_scaling": {"rope_type": "llama3"}}],
+)
+def test_what_it_cannot_convert_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, object]
+) -> None:
+    monkeypatch.setitem(sys.modules, "gguf", SimpleNamespace())
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG | changes))
+    with pytest.raises(SystemExit, match="has no conversion to GGUF here"):
+        llamacpp_peer.convert(tmp_path, tmp_path / "x.gguf", wide=False)
