@@ -51,6 +51,8 @@ def usual(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """The flags of a short bench: a tiny model, limits that were measured before, a small cache."""
     folder = tmp_path_factory.mktemp("bench")
     write_llama(folder / "tiny", config={"max_position_embeddings": 1024})
+    (folder / "tiny" / "tokenizer.json").unlink()  # a checkpoint of random weights for measuring has none
+    (folder / "tiny" / "tokenizer_config.json").unlink()
     limits = Limits("float32", 1, gemm=Ceiling(1e11, "given"), read=Ceiling(1e10, "given"), tile=Ceiling(None))
     (folder / "limits.json").write_text(limits.dumps())
     return [

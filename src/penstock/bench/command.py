@@ -86,7 +86,7 @@ def bench(asked: Asked, settings: Settings, tell: Callable[[str], None]) -> Repo
     """
     names = _checked(asked)
     peers = [parse_peer(text) for text in asked.against]
-    checkpoint = find_checkpoint(settings.model or "")
+    checkpoint = find_checkpoint(settings.model or "", needs_tokenizer=False)
     vocab = min(USUAL_VOCABULARY, checkpoint.spec.vocab)
     rows = {name: build(name, seed=asked.seed, vocab=vocab, scale=asked.scale) for name in names}
     context_tokens = _longest(rows, checkpoint)

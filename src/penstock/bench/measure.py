@@ -46,7 +46,7 @@ class Bench:
     """A loaded model that runs workloads, one after the other."""
 
     def __init__(self, terms: Terms) -> None:
-        checkpoint = find_checkpoint(terms.checkpoint)
+        checkpoint = find_checkpoint(terms.checkpoint, needs_tokenizer=False)
         self._config = EngineConfig(**terms.penstock["config"])
         self._rates = (terms.penstock["flops_per_s"], terms.penstock["bytes_per_s"])
         self._spec: DecoderSpec = checkpoint.spec
