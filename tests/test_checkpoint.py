@@ -150,6 +150,8 @@ def test_folders_that_are_no_checkpoints_are_refused(tmp_path: Path) -> None:
     (folder / "tokenizer.json").unlink()
     with pytest.raises(ModelError, match=r"has no tokenizer\.json"):
         find_checkpoint(str(folder))
+    (folder / "tokenizer_config.json").unlink()
+    assert EOS in find_checkpoint(str(folder), needs_tokenizer=False).eos_ids
 
 
 def test_demo_is_the_folder_in_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

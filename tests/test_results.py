@@ -8,9 +8,9 @@ from dataclasses import replace
 import pytest
 
 from penstock.bench.results import Inside, Run, median_run, median_s, ratio
+from penstock.bench.workloads import Amount
 
 INSIDE = Inside(
-    computed_tokens=90,
     cached_tokens=30,
     steps=7,
     preemptions=0,
@@ -22,7 +22,8 @@ INSIDE = Inside(
     other_s=0.5,
     python_s=1.0,
 )
-RUN = Run(wall_s=5.0, prompt_tokens=100, output_tokens=20, start_s=1.0, peak_bytes=8, inside=INSIDE)
+AMOUNT = Amount(requests=4, prompt_tokens=100, output_tokens=20, distinct_tokens=50, fed_back_tokens=15)
+RUN = Run(wall_s=5.0, amount=AMOUNT, start_s=1.0, peak_bytes=8, computed_tokens=90, inside=INSIDE)
 
 
 def timed(*seconds: float) -> list[Run]:
@@ -45,8 +46,15 @@ def test_without_limits_there_is_no_share_of_the_optimal_time() -> None:
     assert replace(RUN, inside=replace(INSIDE, optimal_s=None)).shares()["optimal_share"] is None
 
 
+def test_computed_tokens_are_set_against_the_distinct_ones() -> None:
+    found = RUN.as_json()
+    assert (found["computed_prompt_tokens"], found["computed_ratio"]) == (75, 1.5)
+    assert (found["distinct_tokens"], found["fed_back_tokens"], found["prompt_tokens"]) == (50, 15, 100)
+    assert replace(RUN, computed_tokens=None).computed_ratio is None
+
+
 def test_a_peer_s_run_has_no_inside() -> None:
-    peer = replace(RUN, inside=None)
+    peer = replace(RUN, computed_tokens=None, inside=None)
     assert peer.shares() == {}
     assert set(peer.rates()) == {"prompt_tokens_per_s", "output_tokens_per_s"}
     assert json.loads(json.dumps(peer.as_json()))["wall_s"] == 5.0

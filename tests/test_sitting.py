@@ -9,6 +9,7 @@ import pytest
 
 from penstock.bench.sitting import Entrant, Sitting
 from penstock.bench.terms import Task, Terms
+from penstock.bench.workloads import Amount
 from penstock.errors import BenchFailed
 
 SCRIPT = """
@@ -16,10 +17,11 @@ import json, sys
 terms = json.load(open(sys.argv[1]))
 with open(sys.argv[0] + ".log", "a") as log:
     log.write("warm" if terms["warm_up"] else "cold")
+    log.write("" if terms["dtype"] == "float32" else terms["dtype"])
 print(json.dumps({"ready": True, "title": "NAME", "notes": ["n"]}), flush=True)
 for line in sys.stdin:
     BODY
-    print(json.dumps({"wall_s": 1.0, "prompt_tokens": 3, "output_tokens": 2}), flush=True)
+    print(json.dumps({"wall_s": 1.0, "prompt_tokens": 3, "output_tokens": 2, "computed_tokens": 5}), flush=True)
 """
 
 
@@ -34,7 +36,7 @@ def entrant(folder: Path, name: str, body: str = "pass") -> Entrant:
 
 
 def sit(folder: Path, entrants: list[Entrant], *, repeats: int) -> list[str]:
-    tasks = [Task(name, folder / name, 1, 3, 2, name == "small") for name in ("small", "decode", "chat")]
+    tasks = [Task(name, folder / name, Amount(1, 3, 2, 3, 1), name == "small") for name in ("small", "decode", "chat")]
     told: list[str] = []
     Sitting(entrants, tasks, terms, folder, 60.0, told.append).run(repeats)
     return [" ".join(line.split()[:3]).rstrip(":") for line in told]
@@ -50,7 +52,16 @@ def test_engines_run_in_turn(tmp_path: Path) -> None:
     for run in both[1].runs["small"]:
         assert run.process_s is not None
         assert run.process_s > run.start_s > 0
-    assert [run.timed_s for run in both[1].runs["decode"]] == [1.0, 1.0]
+    assert [(run.timed_s, run.computed_tokens) for run in both[1].runs["decode"]] == [(1.0, 5), (1.0, 5)]
+
+
+def test_a_peer_may_compute_in_a_dtype_of_its_own(tmp_path: Path) -> None:
+    peer = entrant(tmp_path, "peer")
+    peer.dtype = "bfloat16"
+    own = entrant(tmp_path, "penstock")
+    sit(tmp_path, [own, peer], repeats=1)
+    assert ((tmp_path / "peer.py.log").read_text(), peer.title) == ("warmbfloat16coldbfloat16", "peer in bfloat16")
+    assert ((tmp_path / "penstock.py.log").read_text(), own.title) == ("warmcold", "penstock")
 
 
 def test_a_peer_that_failed_is_not_run_again(tmp_path: Path) -> None:

@@ -76,8 +76,8 @@ class Checkpoint:
     fingerprint: str
 
 
-def find_checkpoint(model: str) -> Checkpoint:
-    """The checkpoint that `model` names: `demo`, a folder, or a hub id.
+def find_checkpoint(model: str, *, needs_tokenizer: bool = True) -> Checkpoint:
+    """The checkpoint that `model` names: `demo`, a folder, or a hub id. Who has token ids needs no tokenizer.
 
     Raises:
         ModelError: there is none, it is damaged, or it needs what Penstock does not have.
@@ -86,7 +86,7 @@ def find_checkpoint(model: str) -> Checkpoint:
     config = json_object(folder / "config.json", needed=True)
     tensors = stored_tensors(folder)
     family, spec = read_config(config)
-    if not (folder / "tokenizer.json").is_file():
+    if needs_tokenizer and not (folder / "tokenizer.json").is_file():
         raise ModelError(
             f"{folder} has no tokenizer.json; save one with transformers: AutoTokenizer.from_pretrained(...)"
             ".save_pretrained(FOLDER)"

@@ -61,8 +61,9 @@ def add_bench(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         "--against",
         action="append",
         default=[],
-        metavar="NAME=PYTHON",
-        help="also run another engine (vllm, transformers) with the Python that has it installed; may be repeated",
+        metavar="NAME[:DTYPE]=PYTHON",
+        help="also run another engine (vllm, transformers, llamacpp) with the Python that has it installed, in "
+        "Penstock's dtype or in one of its own; may be repeated",
     )
     limits = bench.add_mutually_exclusive_group()
     limits.add_argument(

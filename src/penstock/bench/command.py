@@ -18,14 +18,16 @@ from typing import NamedTuple
 from penstock.bench.against import Peer, parse_peer
 from penstock.bench.limits import Limits, read_limits
 from penstock.bench.report import as_json, table
+from penstock.bench.shapes import Row
 from penstock.bench.sitting import OWN, Entrant, Sitting
 from penstock.bench.terms import Task, Terms
-from penstock.bench.workloads import USUAL_VOCABULARY, WORKLOADS, Row, build, write_jsonl
+from penstock.bench.workloads import USUAL_VOCABULARY, WORKLOADS, amount, build, write_jsonl
 from penstock.checkpoint import Checkpoint, find_checkpoint
 from penstock.config import EngineConfig, Settings, read_machine, resolve
 from penstock.errors import BenchFailed, ConfigError
 
 MOST_SEQUENCES = 256
+NAME_WIDTH = max(map(len, WORKLOADS))
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +57,16 @@ class Report(NamedTuple):
 
 
 def list_workloads() -> list[str]:
-    """A line for each workload."""
-    width = max(map(len, WORKLOADS))
-    return [f"{name:<{width}}  {workload.purpose}" for name, workload in WORKLOADS.items()]
+    """A line for each workload, and one for what it amounts to."""
+    lines = []
+    for name, workload in WORKLOADS.items():
+        work = amount(build(name))
+        lines.append(f"{name:<{NAME_WIDTH}}  {workload.purpose}")
+        lines.append(
+            f"{'':<{NAME_WIDTH}}  {work.prompt_tokens} prompt tokens, {work.distinct_tokens} of them distinct; "
+            f"{work.output_tokens} output tokens"
+        )
+    return lines
 
 
 def write_workloads(asked: Asked, folder: Path) -> list[Path]:
@@ -77,7 +86,7 @@ def bench(asked: Asked, settings: Settings, tell: Callable[[str], None]) -> Repo
     """
     names = _checked(asked)
     peers = [parse_peer(text) for text in asked.against]
-    checkpoint = find_checkpoint(settings.model or "")
+    checkpoint = find_checkpoint(settings.model or "", needs_tokenizer=False)
     vocab = min(USUAL_VOCABULARY, checkpoint.spec.vocab)
     rows = {name: build(name, seed=asked.seed, vocab=vocab, scale=asked.scale) for name in names}
     context_tokens = _longest(rows, checkpoint)
@@ -175,7 +184,7 @@ def _terms(
 
 def _entrants(peers: Sequence[Peer]) -> list[Entrant]:
     own = Entrant(OWN, (sys.executable, "-m", "penstock.bench.measure"))
-    return [own, *(Entrant(peer.name, peer.command, why_not=peer.why_not) for peer in peers)]
+    return [own, *(Entrant(peer.name, peer.command, peer.dtype, why_not=peer.why_not) for peer in peers)]
 
 
 def _write(name: str, rows: list[Row], folder: Path) -> Task:
@@ -184,8 +193,6 @@ def _write(name: str, rows: list[Row], folder: Path) -> Task:
     return Task(
         name=name,
         path=path,
-        requests=len(rows),
-        prompt_tokens=sum(len(row.prompt_tokens) for row in rows),
-        output_tokens=sum(row.max_tokens for row in rows),
+        amount=amount(rows),
         is_whole_process=WORKLOADS[name].is_whole_process,
     )

@@ -16,9 +16,10 @@ from typing import NamedTuple
 
 from penstock import __version__
 from penstock.bench.results import Inside
+from penstock.bench.shapes import Row
 from penstock.bench.terms import Terms
 from penstock.bench.timers import StepWatch
-from penstock.bench.workloads import Row, read_jsonl
+from penstock.bench.workloads import read_jsonl
 from penstock.checkpoint import find_checkpoint
 from penstock.config import ELEMENT_BYTES, EngineConfig
 from penstock.cost import StepCost, optimal_s, step_cost
@@ -37,6 +38,7 @@ class Answered(NamedTuple):
     wall_s: float
     prompt_tokens: int
     output_tokens: int
+    computed_tokens: int
     inside: Inside
 
 
@@ -44,7 +46,7 @@ class Bench:
     """A loaded model that runs workloads, one after the other."""
 
     def __init__(self, terms: Terms) -> None:
-        checkpoint = find_checkpoint(terms.checkpoint)
+        checkpoint = find_checkpoint(terms.checkpoint, needs_tokenizer=False)
         self._config = EngineConfig(**terms.penstock["config"])
         self._rates = (terms.penstock["flops_per_s"], terms.penstock["bytes_per_s"])
         self._spec: DecoderSpec = checkpoint.spec
@@ -75,7 +77,8 @@ class Bench:
         prompt = sum(len(row.prompt_tokens) for row in rows)
         after = self.stats()
         output = after.output_tokens - before.output_tokens
-        return Answered(wall_s, prompt, output, self._inside(before, after, costs, kernels, wall_s))
+        computed = after.computed_tokens - before.computed_tokens
+        return Answered(wall_s, prompt, output, computed, self._inside(before, after, costs, kernels, wall_s))
 
     def _add(self, rows: list[Row]) -> float:
         started = time.perf_counter()
@@ -112,7 +115,6 @@ class Bench:
         if flops_per_s and bytes_per_s:
             least = sum(optimal_s(cost, flops_per_s=flops_per_s, bytes_per_s=bytes_per_s) for cost in costs)
         return Inside(
-            computed_tokens=after.computed_tokens - before.computed_tokens,
             cached_tokens=after.cached_tokens - before.cached_tokens,
             steps=after.steps - before.steps,
             preemptions=after.preemptions - before.preemptions,

@@ -29,10 +29,20 @@ def table(tasks: Sequence[Task], entrants: Sequence[Entrant], limits: Limits | N
     lines += _columns([COLUMNS, *(_speed_row(task, median_run(own.runs[task.name])) for task in tasks)])
     lines += ["", "where the time went, and how much of it was needed at least:"]
     lines += _columns([("workload", *SHARES), *(_share_row(task, median_run(own.runs[task.name])) for task in tasks)])
+    lines += [
+        "",
+        "tokens of prompts: asked for, distinct (a shared beginning once), computed, and computed over distinct:",
+    ]
+    lines += _columns([("workload", "asked", "distinct", "computed", "ratio"), *(_token_row(t, own) for t in tasks)])
     for peer in peers:
         lines += ["", *_against(own, peer, tasks)]
-    notes = [f"note: {entrant.title or entrant.name}: {note}" for entrant in entrants for note in entrant.notes]
+    notes = [f"note: {entrant.title or entrant.name}: {note}" for entrant in entrants for note in _notes(entrant)]
     return [*lines, *([""] if notes else []), *notes]
+
+
+def _notes(entrant: Entrant) -> list[str]:
+    why_not = entrant.ready.get("computed_why_not")
+    return [*entrant.notes, *([f"computed tokens are not known: {why_not}"] if why_not else [])]
 
 
 def _count(entrant: Entrant, tasks: Sequence[Task]) -> int:
@@ -59,7 +69,18 @@ def _limit(ceiling: Ceiling, unit: float, name: str) -> str:
 def _speed_row(task: Task, run: Run) -> tuple[str, ...]:
     rates = run.rates()
     speeds = (f"{rates[f'{kind}_tokens_per_s']:.1f}" for kind in ("prompt", "computed", "cached", "output"))
-    return (task.name, str(task.requests), f"{run.timed_s:.2f}", *speeds, format_bytes(run.peak_bytes))
+    return (task.name, str(task.amount.requests), f"{run.timed_s:.2f}", *speeds, format_bytes(run.peak_bytes))
+
+
+def _token_row(task: Task, own: Entrant) -> tuple[str, ...]:
+    asked, distinct = task.amount.prompt_tokens, task.amount.distinct_tokens
+    computed = median_run(own.runs[task.name]).computed_prompt_tokens
+    return (task.name, str(asked), str(distinct), str(computed), _computed_ratio(own.runs[task.name]))
+
+
+def _computed_ratio(runs: Sequence[Run]) -> str:
+    found = median_run(runs).computed_ratio
+    return "-" if found is None else f"{found:.3f}"
 
 
 def _share_row(task: Task, run: Run) -> tuple[str, ...]:
@@ -70,20 +91,29 @@ def _share_row(task: Task, run: Run) -> tuple[str, ...]:
 def _against(own: Entrant, peer: Entrant, tasks: Sequence[Task]) -> list[str]:
     lines = [f"against {peer.title or peer.name}: its median time over ours, and every run in seconds"]
     compared = [task for task in tasks if peer.runs.get(task.name)]
-    rows = [
-        (
-            task.name,
-            f"{ratio(own.runs[task.name], peer.runs[task.name]):.2f}x",
-            f"ours {_every(own.runs[task.name])}",
-            f"theirs {_every(peer.runs[task.name])}",
-        )
-        for task in compared
-    ]
+    rows = [_compared_row(task, own.runs[task.name], peer.runs[task.name]) for task in compared]
+    if compared:
+        rows.insert(0, ("workload", "faster", "ours", "theirs", "theirs: prompt/s", "output/s", "memory", "computed"))
     if peer.why_not is not None:
         missing = [task.name for task in tasks if task not in compared]
         names = f" ({', '.join(missing)})" if compared and missing else ""
         return [*lines, *_columns(rows), f"  not run{' to the end' if compared else ''}{names}: {peer.why_not}"]
     return [*lines, *_columns(rows)]
+
+
+def _compared_row(task: Task, ours: Sequence[Run], theirs: Sequence[Run]) -> tuple[str, ...]:
+    median = median_run(theirs)
+    speeds = (f"{median.rates()[f'{kind}_tokens_per_s']:.1f}" for kind in ("prompt", "output"))
+    memory = format_bytes(median.peak_bytes)
+    return (
+        task.name,
+        f"{ratio(ours, theirs):.2f}x",
+        _every(ours),
+        _every(theirs),
+        *speeds,
+        memory,
+        _computed_ratio(theirs),
+    )
 
 
 def _every(runs: Iterable[Run]) -> str:
@@ -112,15 +142,20 @@ def as_json(
         "notes": own.notes,
         "ceilings": asdict(limits) if limits else None,
         "workloads": [_workload_json(task, own, peers) for task in tasks],
-        "peers": [{"name": p.name, "title": p.title or p.name, "notes": p.notes, "why_not": p.why_not} for p in peers],
+        "peers": [_peer_json(peer) for peer in peers],
     }
+
+
+def _peer_json(peer: Entrant) -> dict[str, object]:
+    told = {"name": peer.name, "title": peer.title or peer.name, "dtype": peer.dtype, "notes": peer.notes}
+    return told | {"why_not": peer.why_not, "computed_why_not": peer.ready.get("computed_why_not")}
 
 
 def _workload_json(task: Task, own: Entrant, peers: Sequence[Entrant]) -> dict[str, object]:
     runs = own.runs[task.name]
     return {
         "name": task.name,
-        "requests": task.requests,
+        "requests": task.amount.requests,
         "timed": "process" if task.is_whole_process else "workload",
         "median_s": median_s(runs),
         "median": median_run(runs).as_json(),

@@ -9,6 +9,8 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
+from penstock.bench.workloads import Amount
+
 
 @dataclass(frozen=True, slots=True)
 class Inside:
@@ -19,7 +21,6 @@ class Inside:
     None where the limits were not measured. Counting costs is not in any of these times.
     """
 
-    computed_tokens: int
     cached_tokens: int
     steps: int
     preemptions: int
@@ -39,14 +40,16 @@ class Run:
     Attributes:
         wall_s: the workload alone, model loaded; process_s: from the start of the process until its answer, where the
             workload is one that is timed so.
+        amount: what was to be done, and was. computed_tokens: those that went through the model, of prompts and of
+            answers fed back; None where the engine cannot tell.
         start_s: from the start of the process until it was ready; peak_bytes: most memory of all its processes.
     """
 
     wall_s: float
-    prompt_tokens: int
-    output_tokens: int
+    amount: Amount
     start_s: float
     peak_bytes: int
+    computed_tokens: int | None = None
     process_s: float | None = None
     inside: Inside | None = None
 
@@ -55,17 +58,32 @@ class Run:
         """The seconds that engines are compared by."""
         return self.wall_s if self.process_s is None else self.process_s
 
+    @property
+    def computed_prompt_tokens(self) -> int | None:
+        """Computed tokens without the answers that must be fed back: of prompts, and whatever was computed twice."""
+        return None if self.computed_tokens is None else self.computed_tokens - self.amount.fed_back_tokens
+
+    @property
+    def computed_ratio(self) -> float | None:
+        """Computed tokens of prompts over the distinct ones: 1 where each shared beginning was computed once."""
+        computed = self.computed_prompt_tokens
+        return None if computed is None else computed / self.amount.distinct_tokens
+
     def as_json(self) -> dict[str, object]:
         """The run, with its rates and shares, flat."""
-        found = asdict(self)
-        inside = found.pop("inside")
-        return found | (inside or {}) | self.rates() | self.shares()
+        found: dict[str, object] = asdict(self)
+        inside = asdict(self.inside) if self.inside is not None else {}
+        computed = {"computed_prompt_tokens": self.computed_prompt_tokens, "computed_ratio": self.computed_ratio}
+        del found["inside"], found["amount"]
+        return found | self.amount._asdict() | computed | inside | self.rates() | self.shares()
 
     def rates(self) -> dict[str, float]:
         """Tokens a second, by kind; prompt tokens are those asked for, computed or cached."""
-        counts = {"prompt": self.prompt_tokens, "output": self.output_tokens}
+        counts = {"prompt": self.amount.prompt_tokens, "output": self.amount.output_tokens}
+        if self.computed_tokens is not None:
+            counts["computed"] = self.computed_tokens
         if self.inside is not None:
-            counts |= {"computed": self.inside.computed_tokens, "cached": self.inside.cached_tokens}
+            counts["cached"] = self.inside.cached_tokens
         return {f"{name}_tokens_per_s": count / self.timed_s for name, count in counts.items()}
 
     def shares(self) -> dict[str, float | None]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +26,14 @@ class Entrant:
     """An engine of the sitting and what became of it.
 
     Attributes:
+        dtype: what it computes in, where that is not what everybody does.
         title: its name and version, as it says itself; ready: the whole line.
         runs: by workload; why_not: why it was not run (again).
     """
 
     name: str
     command: tuple[str, ...]
+    dtype: str | None = None
     title: str = ""
     ready: Answer = field(default_factory=dict)
     runs: dict[str, list[Run]] = field(default_factory=dict)
@@ -77,10 +79,13 @@ class Sitting:
 
     def _process(self, entrant: Entrant, tasks: Sequence[Task], *, warm_up: bool, label: str) -> None:
         terms_file = self.folder / f"terms-{'warm' if warm_up else 'cold'}.json"
-        terms_file.write_text(self.terms(warm_up).dumps(), encoding="utf-8")
+        terms = self.terms(warm_up)
+        terms_file.write_text(replace(terms, dtype=entrant.dtype or terms.dtype).dumps(), encoding="utf-8")
         with Contestant(entrant.name, [*entrant.command, str(terms_file)], timeout_s=self.timeout_s) as running:
             entrant.ready = running.ready
             entrant.title = str(running.ready.get("title", entrant.name))
+            if entrant.dtype is not None:
+                entrant.title += f" in {entrant.dtype}"
             _note(entrant, running.ready.get("notes"))
             for task in tasks:
                 if not running.forget_peak():
@@ -94,17 +99,18 @@ def _run(running: Contestant, task: Task) -> Run:
     answer: dict[str, Any] = running.ask(str(task.path))
     process_s = time.perf_counter() - running.started_s
     done = (answer.get("prompt_tokens"), answer.get("output_tokens"))
-    if done != (task.prompt_tokens, task.output_tokens):
+    asked = (task.amount.prompt_tokens, task.amount.output_tokens)
+    if done != asked:
         raise BenchFailed(
             f"{running.name} did other work than {task.name}: {done[0]} prompt and {done[1]} output tokens, not "
-            f"{task.prompt_tokens} and {task.output_tokens}"
+            f"{asked[0]} and {asked[1]}"
         )
     return Run(
         wall_s=answer["wall_s"],
-        prompt_tokens=task.prompt_tokens,
-        output_tokens=task.output_tokens,
+        amount=task.amount,
         start_s=running.start_s,
         peak_bytes=running.peak_bytes(),
+        computed_tokens=answer.get("computed_tokens"),
         process_s=process_s if task.is_whole_process else None,
         inside=Inside(**answer["inside"]) if "inside" in answer else None,
     )

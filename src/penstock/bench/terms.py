@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from penstock.bench.workloads import Amount
+
 
 @dataclass(frozen=True, slots=True)
 class Terms:
@@ -40,7 +42,5 @@ class Task(NamedTuple):
 
     name: str
     path: Path
-    requests: int
-    prompt_tokens: int
-    output_tokens: int
+    amount: Amount
     is_whole_process: bool
