@@ -99,6 +99,8 @@ def one_tile(positions: list[int], table: list[int], *, num_segments: int, zero_
     return AttentionTiles(
         rows=torch.arange(len(positions))[None],
         positions=torch.tensor([positions]),
+        begins=torch.zeros(1, dtype=torch.int64),
+        ends=torch.tensor([max(positions) + 1]),
         tables=torch.tensor([padded]),
         num_segments=(num_segments,),
         places=torch.arange(len(positions)),

@@ -11,7 +11,8 @@ SOURCE = Path(__file__).parent.parent / "src" / "penstock"
 
 WORDS = {"__init__", "errors", "request", "step", "config", "fields", "protocol", "models.spec"}
 DECISIONS = {"blocks", "cost", "planner", "prefix", "scheduler", "sequence", "stops"}
-TENSORS = {"kv", "device", "executor", "sampling", "weights", "tokenizer", "checkpoint"}  # and models.*, kernels.*
+# and models.*, kernels.*
+TENSORS = {"kv", "device", "executor", "sampling", "tiling", "weights", "tokenizer", "checkpoint"}
 ENGINE = {"engine", "intake"}
 SURFACES = {"cli", "cli_bench", "cli_jobs", "cli_output", "cli_run", "llm", "__main__"}
 

@@ -187,18 +187,27 @@ class Context(NamedTuple):
             caches.append(cache)
         return cls(caches[0], caches[1], table, plain)
 
-    def tiles(self, positions: list[int], *, queries: int) -> AttentionTiles:
-        """One query a position, in tiles of `queries`; row i is the query of positions[i]."""
+    def tiles(
+        self, positions: list[int], *, queries: int, begin: int = 0, end: int | None = None, first_row: int = 0
+    ) -> AttentionTiles:
+        """One query a position, in tiles of `queries`; row `first_row` + i is the query of positions[i].
+
+        With an end the tiles keep the states of keys `begin` .. `end`; without, they go on behind `begin`.
+        """
         count = -(-len(positions) // queries)
-        padding = count * queries - len(positions)
-        rows = torch.arange(count * queries).clamp(max=len(positions) - 1).view(count, queries)
+        padded = [*positions, *[-1] * (count * queries - len(positions))]
+        rows = (first_row + torch.arange(count * queries)).clamp(max=first_row + len(positions) - 1)
+        ends = [max(padded[i * queries : (i + 1) * queries]) + 1 if end is None else end for i in range(count)]
         return AttentionTiles(
-            rows=rows,
-            positions=torch.tensor([*positions, *[-1] * padding]).view(count, queries),
-            tables=torch.tensor([self.table] * count),
-            num_segments=(1,) * count,
+            rows=rows.view(count, queries),
+            positions=torch.tensor(padded).view(count, queries),
+            begins=torch.full((count,), begin),
+            ends=torch.tensor(ends),
+            tables=torch.tensor([self.table[begin // 16 :]] * count).view(count, -1),
+            num_segments=tuple(-(-(last - begin) // reference.SEGMENT) for last in ends),
             places=torch.arange(len(positions)),
-            targets=torch.arange(len(positions)),
+            targets=first_row + torch.arange(len(positions)),
+            kept=end is not None,
         )
 
     def expected(self, query: Tensor, positions: list[int]) -> Tensor:

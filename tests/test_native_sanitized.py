@@ -1,7 +1,6 @@
 """Protects memory: built under AddressSanitizer and UBSan, the native kernels read and write only what is theirs.
 
-Runs tests of test_native.py and test_native_draw.py in a process of their own: the sanitizers must be loaded before
-anything else is.
+Runs their tests in a process of their own: the sanitizers must be loaded before anything else is.
 """
 
 from __future__ import annotations
@@ -25,13 +24,13 @@ from pathlib import Path
 import pytest
 from penstock.kernels import native
 native.open_native.__kwdefaults__["library"] = Path(sys.argv[1])
-tests = ["tests/test_native.py", "tests/test_native_draw.py"]
+tests = ["tests/test_native.py", "tests/test_native_draw.py", "tests/test_tiling.py"]
 sys.exit(pytest.main(["-q", "-x", "-p", "no:cacheprovider", *tests, "-k", sys.argv[2]]))
 """
 # Odd shapes of every op on every instruction set; without the largest, which take minutes here.
 CHOSEN = (
     "not fork and (331-257 or 33-1055 or norms or embedding or step or (attention and (129-12- or 129-80-))"
-    " or no_numbers or (rules and (1- or 2- or 129-)))"
+    " or stacked or no_numbers or (rules and (1- or 2- or 129-)))"
 )
 
 

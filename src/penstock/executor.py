@@ -8,17 +8,17 @@ One idea: depth 1. `submit` computes, `collect` hands over; a device that runs b
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from penstock.errors import OutOfMemory
-from penstock.kernels.reference import QUERY_ROWS, SEGMENT, AttentionTiles, tile_queries
+from penstock.kernels.reference import QUERY_ROWS, tile_queries
 from penstock.kv import KVCache
 from penstock.models.decoder import Decoder, StepTensors
 from penstock.sampling import Draw
 from penstock.step import Chunk, ChunkResult, StepPlan, StepResult, Ticket
+from penstock.tiling import Tiling, make_tiles
 
 # What PyTorch and the libraries below it say when memory runs out, where they have no type for it.
 MEMORY_MESSAGES = ("can't allocate memory", "could not create a memory", "not enough memory", "Cannot allocate memory")
@@ -40,7 +40,12 @@ class TorchExecutor:
         self._decoder = decoder
         self._cache = cache
         self._device = device
-        self._query_rows = query_rows
+        self._tiling = Tiling(
+            width=tile_queries(decoder.spec.heads, decoder.spec.kv_heads, rows=query_rows),
+            block_tokens=cache.block_tokens,
+            zero_block=cache.zero_block,
+            device=device,
+        )
         self._needs_zeros = needs_zeros
         self._results: dict[Ticket, StepResult] = {}
         self._drawn: dict[tuple[int, int, int], int] = {}  # of the last step, by `SampledRef`
@@ -93,39 +98,12 @@ class TorchExecutor:
             blocks=block,
             offsets=offsets,
             sampled=self._tensor(sampled),
-            tiles=self._tiles(plan.chunks),
+            tiles=make_tiles(plan.chunks, self._tiling),
             num_positions=max(positions) + 1,
         )
 
-    def _tensor(self, values: list[int] | list[list[int]]) -> Tensor:
+    def _tensor(self, values: list[int]) -> Tensor:
         return torch.tensor(values, dtype=torch.int64, device=self._device)
-
-    def _tiles(self, chunks: tuple[Chunk, ...]) -> tuple[AttentionTiles, ...]:
-        """Each chunk's queries in tiles: full ones together, and those of a single query together."""
-        spec = self._decoder.spec
-        width = tile_queries(spec.heads, spec.kv_heads, rows=self._query_rows)
-        pieces = [piece for chunk, row in _first_rows(chunks) for piece in _cut(chunk, row, width)]
-        single = [piece for piece in pieces if piece.queries == 1]
-        several = [piece for piece in pieces if piece.queries > 1]
-        return tuple(self._set_of_tiles(some, n) for some, n in ((several, width), (single, 1)) if some)
-
-    def _set_of_tiles(self, pieces: list[_Piece], width: int) -> AttentionTiles:
-        pieces = sorted(pieces, key=lambda piece: -_segments(piece.end))
-        num_blocks = _segments(pieces[0].end) * (SEGMENT // self._cache.block_tokens)
-        numbers = range(len(pieces))
-        return AttentionTiles(
-            rows=self._tensor([[*p.rows, *[0] * (width - p.queries)] for p in pieces]),
-            positions=self._tensor([[*range(p.end - p.queries, p.end), *[-1] * (width - p.queries)] for p in pieces]),
-            tables=self._tensor([self._table(p, num_blocks) for p in pieces]),
-            num_segments=tuple(_segments(p.end) for p in pieces),
-            places=self._tensor([n * width + q for n in numbers for q in range(pieces[n].queries)]),
-            targets=self._tensor([row for p in pieces for row in p.rows]),
-        )
-
-    def _table(self, piece: _Piece, num_blocks: int) -> list[int]:
-        """The blocks up to a piece's end, and then the zero block: what lies beyond may hold anything."""
-        table = piece.table[: -(-piece.end // self._cache.block_tokens)]
-        return [*table, *[self._cache.zero_block] * (num_blocks - len(table))]
 
     def _result(self, plan: StepPlan, draws: list[Draw]) -> StepResult:
         self._drawn.clear()
@@ -153,42 +131,6 @@ def _blocks(chunk: Chunk, size: int) -> list[int]:
         return [table[first]] * len(chunk.tokens)
     whole = [block for block in table[first : last + 1] for _ in range(size)]
     return whole[chunk.start % size :][: len(chunk.tokens)]
-
-
-class _Piece(NamedTuple):
-    """Some consecutive queries of a chunk: their rows in the step, and the position after the last one."""
-
-    rows: range
-    end: int
-    table: tuple[int, ...]
-
-    @property
-    def queries(self) -> int:
-        """How many queries."""
-        return len(self.rows)
-
-
-def _cut(chunk: Chunk, row: int, width: int) -> list[_Piece]:
-    """The pieces of `width` queries of a chunk that begins at `row` of the step; the last one may be shorter."""
-    starts = range(0, len(chunk.tokens), width)
-    ends = [min(start + width, len(chunk.tokens)) for start in starts]
-    return [
-        _Piece(range(row + start, row + end), chunk.start + end, chunk.tables[0])
-        for start, end in zip(starts, ends, strict=True)
-    ]
-
-
-def _first_rows(chunks: tuple[Chunk, ...]) -> list[tuple[Chunk, int]]:
-    """Each chunk and the row of the step at which it begins."""
-    pairs, row = [], 0
-    for chunk in chunks:
-        pairs.append((chunk, row))
-        row += len(chunk.tokens)
-    return pairs
-
-
-def _segments(num_positions: int) -> int:
-    return -(-num_positions // SEGMENT)
 
 
 def _is_out_of_memory(error: Exception) -> bool:

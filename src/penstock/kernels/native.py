@@ -127,9 +127,9 @@ class Native:
     def attention(self, query: Tensor, keys: Tensor, values: Tensor, *, tiles: tuple[AttentionTiles, ...]) -> Tensor:
         """As reference.attention."""
         query = query.contiguous()
-        _, heads, width = query.shape
+        rows, heads, width = query.shape
         out = torch.empty_like(query)
-        sets = structs.attention_sets(tiles, keys, values, heads=heads, query_stride=heads * width)
+        sets = structs.attention_sets(tiles, keys, values, step_rows=rows, heads=heads, query_stride=heads * width)
         for made in sets:
             made.query, made.out = address(query), address(out)
         self._call("penstock_attention", ctypes.addressof(sets), len(sets))
@@ -140,7 +140,10 @@ class Native:
     ) -> Tensor:
         """A whole decoder layer on x [rows, hidden]: the same tensor, changed."""
         made = structs.layer(x, weights, rows, keys, values, spec=spec)
-        sets = structs.attention_sets(rows.tiles, keys, values, heads=spec.heads, query_stride=weights.qkv.shape[0])
+        stride = weights.qkv.shape[0]
+        sets = structs.attention_sets(
+            rows.tiles, keys, values, step_rows=x.shape[0], heads=spec.heads, query_stride=stride
+        )
         made.sets, made.num_sets = ctypes.addressof(sets), len(sets)
         self._call("penstock_layer", ctypes.byref(made))
         return x

@@ -50,11 +50,12 @@ class Attention(ctypes.Structure):
     """`Attention` in native/ops.h."""
 
     _fields_ = [
-        *((name, ADDRESS) for name in ("query", "keys", "values", "out", "rows", "positions", "tables")),
+        *((name, ADDRESS) for name in ("query", "keys", "values", "out", "states")),
+        *((name, ADDRESS) for name in ("rows", "positions", "begins", "ends", "tables")),
         *((name, COUNT) for name in ("tiles", "queries", "table_blocks", "query_stride", "out_stride")),
-        *((name, COUNT) for name in ("heads", "kv_heads", "width", "block_tokens")),
+        *((name, COUNT) for name in ("heads", "kv_heads", "width", "block_tokens", "step_rows")),
         ("scale", ctypes.c_float),
-        ("type", INT),
+        *((name, INT) for name in ("kept", "type")),
     ]
 
 
@@ -115,16 +116,17 @@ def prepare(made: Product, first: Preparation) -> None:
 
 
 def attention_sets(
-    tiles: tuple[AttentionTiles, ...], keys: Tensor, values: Tensor, *, heads: int, query_stride: int
+    tiles: tuple[AttentionTiles, ...], keys: Tensor, values: Tensor, *, step_rows: int, heads: int, query_stride: int
 ) -> ctypes.Array[Attention]:
-    """A struct for each set of tiles, without the addresses of queries and results."""
+    """A struct for each set of tiles of a step, without the addresses of queries and results."""
     _, kv_heads, block_tokens, width = keys.shape
     sets = (Attention * len(tiles))()
     for made, some in zip(sets, tiles, strict=True):
         made.keys, made.values = address(keys), address(values)
         made.rows, made.positions, made.tables = address(some.rows), address(some.positions), address(some.tables)
+        made.begins, made.ends, made.kept = address(some.begins), address(some.ends), some.kept
         (made.tiles, made.queries), made.table_blocks = some.rows.shape, some.tables.shape[1]
-        made.query_stride, made.out_stride = query_stride, heads * width
+        made.query_stride, made.out_stride, made.step_rows = query_stride, heads * width, step_rows
         made.heads, made.kv_heads, made.width, made.block_tokens = heads, kv_heads, width, block_tokens
         made.scale, made.type = width**-0.5, TYPES[keys.dtype]
     return sets

@@ -4,12 +4,14 @@ Owns the numbers of a forward pass, not its order (see `models/decoder.py`). Run
 One idea: a matrix product's bits may depend on its shape, so products are always made in tiles of one fixed shape, the
 last one padded with zeros; everything else uses `exact.py`. So a row's result depends on that row alone.
 Attention goes over keys in segments of SEGMENT positions counted from 0, each reduced from empty and merged left to
-right, whatever the chunking (the merge is Infinite-LLM's identity, arXiv 2401.02669; the order is ours).
+right, whatever the chunking (the merge is Infinite-LLM's identity, arXiv 2401.02669; the order is ours). So sequences
+that begin with the same blocks may be stacked: their queries attend to those together, and each goes on from its state.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -99,22 +101,31 @@ def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class AttentionTiles:
-    """Queries of a step in tiles of `queries` consecutive positions of one sequence each, longest context first.
+    """Queries of a step in tiles that attend to the same keys, those with the most keys first.
+
+    Sets of tiles are computed in order. Where `kept`, a set's tiles hold queries of several sequences, which see all
+    their tile's keys; what is found is kept as these queries' states, and a later set goes on from there. Otherwise a
+    tile holds consecutive queries of one sequence, and its keys reach up to its last query.
 
     Attributes:
         rows: int64 [tiles, queries]: row of each query in the step; padding points at row 0.
         positions: int64 [tiles, queries]: the position of each query; -1 for padding, which sees no key.
-        tables: int64 [tiles, blocks]: the block table of the tile's sequence, padded with the cache's zero block.
+        begins, ends: int64 [tiles]: the positions whose keys a tile reads; a begin is a multiple of SEGMENT, and what
+            lies before it is in the states of the queries.
+        tables: int64 [tiles, blocks]: the blocks from `begins` on, padded with the cache's zero block.
         num_segments: how many segments of keys each tile reads; descending.
         places: int64 [real]: which of the tiles * queries places hold a real query; targets: the rows of these.
     """
 
     rows: Tensor
     positions: Tensor
+    begins: Tensor
+    ends: Tensor
     tables: Tensor
     num_segments: tuple[int, ...]
     places: Tensor
     targets: Tensor
+    kept: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,11 +148,10 @@ def tile_queries(heads: int, kv_heads: int, *, rows: int = QUERY_ROWS) -> int:
     return max(1, rows * kv_heads // heads)
 
 
-@dataclass(frozen=True, slots=True)
-class _Partial:
+class _Partial(NamedTuple):
     """Attention over the keys so far: highest score, sum of weights, weighted sum of values.
 
-    highest and total are [tiles, kv_heads, rows, 1], values [tiles, kv_heads, rows, width]; float32.
+    highest and total are [..., 1], values [..., width]; float32.
     """
 
     highest: Tensor
@@ -157,52 +167,57 @@ def attention(query: Tensor, keys: Tensor, values: Tensor, *, tiles: tuple[Atten
     holds zeros there (see `kv.py`), so that nothing left in a recycled block can leak.
     """
     out = torch.empty_like(query)
+    states = _empty(query)
     for some in tiles:
-        out[some.targets] = _attend(query, keys, values, tiles=some)
+        found = _attend(query, keys, values, tiles=some, states=states)
+        if some.kept:
+            for state, new in zip(states, found, strict=True):
+                state[some.targets] = new
+        else:
+            out[some.targets] = (found.values / torch.where(found.total > 0, found.total, 1.0)).to(query.dtype)
     return out
 
 
-def _attend(query: Tensor, keys: Tensor, values: Tensor, *, tiles: AttentionTiles) -> Tensor:
-    """Attention for the queries of one set of tiles: [real, heads, width]."""
-    grouped = _group_queries(query, tiles, keys.shape[1])
-    full_rows = tile_queries(query.shape[1], keys.shape[1]) * query.shape[1] // keys.shape[1]
-    state = _empty(grouped)
+def _attend(query: Tensor, keys: Tensor, values: Tensor, *, tiles: AttentionTiles, states: _Partial) -> _Partial:
+    """The states of the queries of one set of tiles, [real, heads, ...], from what `states` has for them."""
+    kv_heads = keys.shape[1]
+    grouped = _group(query, tiles, kv_heads).float() * query.shape[2] ** -0.5
+    full_rows = tile_queries(query.shape[1], kv_heads) * query.shape[1] // kv_heads
+    state = _Partial(*(_group(x, tiles, kv_heads) for x in states))
     for segment in range(tiles.num_segments[0]):
         count = sum(1 for n in tiles.num_segments if n > segment)
         products = _Products(full_rows, segment, tiles.tables[:count])
-        partial = _reduce_segment(grouped[:count], keys, values, positions=tiles.positions[:count], products=products)
+        partial = _reduce_segment(grouped[:count], keys, values, tiles=tiles, products=products)
         state = _merge(state, partial)
-    result = state.values / torch.where(state.total > 0, state.total, 1.0)
-    return _ungroup(result, tiles, query)
+    return _Partial(*(_ungroup(x, tiles) for x in state))
 
 
-def _group_queries(query: Tensor, tiles: AttentionTiles, kv_heads: int) -> Tensor:
-    """Queries as [tiles, kv_heads, queries * heads a key head, width], float32 and scaled."""
-    _, heads, width = query.shape
+def _group(x: Tensor, tiles: AttentionTiles, kv_heads: int) -> Tensor:
+    """x [rows, heads, any] as [tiles, kv_heads, queries * heads a key head, any]."""
+    _, heads, width = x.shape
     count, queries = tiles.rows.shape
-    gathered = query[tiles.rows.flatten()].float() * width**-0.5
-    grouped = gathered.view(count, queries, kv_heads, heads // kv_heads, width).permute(0, 2, 1, 3, 4)
-    result: Tensor = grouped.reshape(count, kv_heads, -1, width)
+    gathered = x[tiles.rows.flatten()].view(count, queries, kv_heads, heads // kv_heads, width)
+    result: Tensor = gathered.permute(0, 2, 1, 3, 4).reshape(count, kv_heads, -1, width)
     return result
 
 
-def _ungroup(result: Tensor, tiles: AttentionTiles, query: Tensor) -> Tensor:
-    """The inverse of `_group_queries` for the real queries: [real, heads, width] in the query's dtype."""
+def _ungroup(grouped: Tensor, tiles: AttentionTiles) -> Tensor:
+    """The inverse of `_group` for the real queries: [real, heads, any]."""
     count, queries = tiles.rows.shape
-    kv_heads, width = result.shape[1], result.shape[3]
-    rows = result.view(count, kv_heads, queries, -1, width).permute(0, 2, 1, 3, 4)
+    kv_heads, width = grouped.shape[1], grouped.shape[3]
+    rows = grouped.view(count, kv_heads, queries, -1, width).permute(0, 2, 1, 3, 4)
     mixed: Tensor = rows.reshape(count * queries, -1, width)[tiles.places]
-    return mixed.to(query.dtype)
+    return mixed
 
 
-def _empty(grouped: Tensor) -> _Partial:
-    shape = (*grouped.shape[:3], 1)
-    highest = torch.full(shape, NEGATIVE_INFINITY, device=grouped.device)
-    return _Partial(highest, torch.zeros_like(highest), torch.zeros_like(grouped))
+def _empty(query: Tensor) -> _Partial:
+    """The state of queries [rows, heads, width] that have seen nothing."""
+    highest = torch.full((*query.shape[:2], 1), NEGATIVE_INFINITY, device=query.device)
+    return _Partial(highest, torch.zeros_like(highest), torch.zeros_like(query, dtype=torch.float32))
 
 
 class _Products:
-    """The two products of one segment, always with `full_rows` query rows and MATRICES matrices at a time."""
+    """The two products of a segment of each table, always with `full_rows` query rows and MATRICES matrices at once."""
 
     def __init__(self, full_rows: int, segment: int, tables: Tensor) -> None:
         self.start = segment * SEGMENT
@@ -229,10 +244,12 @@ class _Products:
 
 
 def _reduce_segment(
-    grouped: Tensor, keys: Tensor, values: Tensor, *, positions: Tensor, products: _Products
+    grouped: Tensor, keys: Tensor, values: Tensor, *, tiles: AttentionTiles, products: _Products
 ) -> _Partial:
-    """Attention of tiles over one segment of keys, from empty."""
-    key_at = torch.arange(products.start, products.start + SEGMENT, device=grouped.device)
+    """Attention of the first tiles over one segment of keys, from empty."""
+    count = grouped.shape[0]
+    positions, begins = tiles.positions[:count], tiles.begins[:count]
+    key_at = begins[:, None, None] + torch.arange(products.start, products.start + SEGMENT, device=grouped.device)
     visible = key_at <= positions[:, :, None]  # [tiles, queries, SEGMENT]
     visible = visible.repeat_interleave(grouped.shape[2] // positions.shape[1], dim=1)[:, None]
     scores = products.with_cache(grouped, keys, transposed=True)

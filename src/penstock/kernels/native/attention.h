@@ -2,7 +2,8 @@
 //
 // Keys are reduced in segments of SEGMENT positions counted from 0, each from empty, and the segments are merged left
 // to right in float32: a query's bits do not depend on how many queries, or threads, there are. A tile's queries share
-// each load of keys and values. Nothing at or behind the end of a tile's context is read.
+// each load of keys and values. Nothing at or behind the end of a tile's context is read. Where sequences begin with
+// the same blocks, a tile holds queries of several: what it finds is kept, and each query goes on from there.
 //
 // All matrices here lie in panels of 32 columns, [panel][rows][32], as the products want and give them. A unit has:
 //   Number                 what its operands are made of
@@ -16,6 +17,7 @@
 //   weight(v)              an attention weight as its left operand holds it
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 
 #include "ops.h"
@@ -32,6 +34,7 @@ struct Segment {
     const Attention& a;
     int64_t count, place[SEGMENT];  // where each position's row lies: looked up once, for keys and values
 
+    // `start` counts from the beginning of the table.
     Segment(const Attention& all, const int64_t* table, int64_t head, int64_t start, int64_t positions)
         : a(all), count(positions) {
         int64_t block = start / a.block_tokens, offset = start % a.block_tokens;
@@ -68,29 +71,44 @@ struct Tile {
     }
     const int64_t* positions() const { return a.positions + tile * a.queries; }
     const int64_t* table() const { return a.tables + tile * a.table_blocks; }
-    int64_t end() const { return count ? positions()[count - 1] + 1 : 0; }
+    int64_t begin() const { return a.begins[tile]; }
+    int64_t end() const { return a.ends[tile]; }
     int64_t position(int64_t row) const { return positions()[row / group]; }
+    int64_t step_row(int64_t row) const { return a.rows[tile * a.queries + row / group]; }
+    int64_t query_head(int64_t row) const { return head * group + row % group; }
     // Where a row's numbers lie in the query, or in the output.
-    int64_t offset(int64_t row, int64_t stride) const {
-        return a.rows[tile * a.queries + row / group] * stride + (head * group + row % group) * a.width;
+    int64_t offset(int64_t row, int64_t stride) const { return step_row(row) * stride + query_head(row) * a.width; }
+    float* state(int64_t row) const {
+        return a.states + (step_row(row) * a.heads + query_head(row)) * a.state_floats();
     }
+    // Where number i of a row lies in panels.
+    int64_t at(int64_t row, int64_t i) const { return (i / PANEL * padded + row) * PANEL + i % PANEL; }
 };
 
-// A thread's working memory, cut for the largest tile.
-template <class Number>
+// A thread's working memory, cut for the tiles of a set.
+template <class Unit>
 struct Space {
+    using Number = typename Unit::Number;
     float *panels, *scores, *partial, *values, *highest, *total, *partial_highest, *partial_total;
-    Number *left, *right;
+    Number *queries, *weights, *right;
 
-    static int64_t floats(int64_t padded, int64_t width) { return padded * (3 * width + SEGMENT + 4); }
-    Space(float* memory, int64_t padded, int64_t width, int64_t left_size) {
+    static int64_t padded(const Attention& a) {
+        return ceil_div(a.queries * (a.heads / a.kv_heads), Unit::ROWS) * Unit::ROWS;
+    }
+    static int64_t width(const Attention& a) { return ceil_div(a.width, PANEL) * PANEL; }
+    static int64_t bytes(const Attention& a) {
+        const int64_t numbers = Unit::size(padded(a), width(a)) + Unit::size(padded(a), SEGMENT) + SEGMENT * width(a);
+        return padded(a) * (3 * width(a) + SEGMENT + 4) * 4 + numbers * static_cast<int64_t>(sizeof(Number));
+    }
+    Space(const Attention& a, float* memory) {
         float** parts[] = {&panels, &partial, &values};
-        for (float** part : parts) *part = memory, memory += padded * width;
-        scores = memory, memory += padded * SEGMENT;
+        for (float** part : parts) *part = memory, memory += padded(a) * width(a);
+        scores = memory, memory += padded(a) * SEGMENT;
         float** singles[] = {&highest, &total, &partial_highest, &partial_total};
-        for (float** single : singles) *single = memory, memory += padded;
-        left = reinterpret_cast<Number*>(memory);
-        right = left + left_size;
+        for (float** single : singles) *single = memory, memory += padded(a);
+        queries = reinterpret_cast<Number*>(memory);
+        weights = queries + Unit::size(padded(a), width(a));
+        right = weights + Unit::size(padded(a), SEGMENT);
     }
 };
 
@@ -100,7 +118,7 @@ void gather_queries(const Tile& tile, float* panels) {
     for (int64_t r = 0; r < tile.height; ++r) {
         const T* query = static_cast<const T*>(a.query) + tile.offset(r, a.query_stride);
         for (int64_t i = 0; i < ceil_div(a.width, PANEL) * PANEL; i += LANES)
-            store(panels + (i / PANEL * tile.padded + r) * PANEL + i % PANEL, load_some(query + i, a.width - i));
+            store(panels + tile.at(r, i), load_some(query + i, a.width - i));
     }
 }
 
@@ -116,8 +134,8 @@ void multiply_all(const Tile& tile, const typename Unit::Number* left, const typ
 
 // A row's scores to weights, from empty: e to the distance from the highest. What it does not see weighs nothing.
 template <class Unit>
-void weigh_row(const Tile& tile, Space<typename Unit::Number>& space, int64_t r, int64_t visible, int64_t panels) {
-    const auto at = [&](int64_t j) { return space.scores + (j / PANEL * tile.padded + r) * PANEL + j % PANEL; };
+void weigh_row(const Tile& tile, Space<Unit>& space, int64_t r, int64_t visible, int64_t panels) {
+    const auto at = [&](int64_t j) { return space.scores + tile.at(r, j); };
     const auto seen = [&](int64_t j) { return lane_numbers() < static_cast<int32_t>(visible - j); };
     const Vec nothing = splat(-INFINITY);
     Vec most = nothing;
@@ -138,13 +156,13 @@ void weigh_row(const Tile& tile, Space<typename Unit::Number>& space, int64_t r,
 }
 
 // Adds a segment to a row's state.
-template <class Number>
-void merge_row(const Tile& tile, Space<Number>& space, int64_t r, bool first) {
+template <class Unit>
+void merge_row(const Tile& tile, Space<Unit>& space, int64_t r, bool first) {
     const float before = first ? space.partial_highest[r] : space.highest[r], now = space.partial_highest[r];
     const float peak = before > now ? before : now;
     const Vec keep = first ? Vec{} : exp(splat(before - peak)), gain = exp(splat(now - peak));
     for (int64_t i = 0; i < ceil_div(tile.a.width, PANEL) * PANEL; i += LANES) {
-        const int64_t at = (i / PANEL * tile.padded + r) * PANEL + i % PANEL;
+        const int64_t at = tile.at(r, i);
         const Vec added = load(space.partial + at) * gain;
         store(space.values + at, first ? added : load(space.values + at) * keep + added);
     }
@@ -154,61 +172,81 @@ void merge_row(const Tile& tile, Space<Number>& space, int64_t r, bool first) {
 }
 
 template <class Unit, class T>
-void attend_segment(const Tile& tile, Space<typename Unit::Number>& space, const typename Unit::Number* queries,
-                    typename Unit::Number* weights, int64_t start, const Segment<T>& segment, const Segment<T>& next) {
+void attend_segment(
+    const Tile& tile, Space<Unit>& space, int64_t start, const Segment<T>& segment, const Segment<T>& next) {
     const Attention& a = tile.a;
     const int64_t key_panels = ceil_div(segment.count, PANEL);
     Unit::pack_keys(segment, space.right);
-    multiply_all<Unit>(tile, queries, space.right, space.scores, key_panels, a.width);
-    for (int64_t r = 0; r < tile.height; ++r)
-        weigh_row<Unit>(tile, space, r, tile.position(r) - start + 1, key_panels);
-    Unit::lay_out(space.scores, tile.padded, tile.height, segment.count, weights);
+    multiply_all<Unit>(tile, space.queries, space.right, space.scores, key_panels, a.width);
+    for (int64_t r = 0; r < tile.height; ++r) weigh_row(tile, space, r, tile.position(r) - start + 1, key_panels);
+    Unit::lay_out(space.scores, tile.padded, tile.height, segment.count, space.weights);
     Unit::pack_values(segment, next, space.right);
-    multiply_all<Unit>(tile, weights, space.right, space.partial, ceil_div(a.width, PANEL), segment.count);
+    multiply_all<Unit>(tile, space.weights, space.right, space.partial, ceil_div(a.width, PANEL), segment.count);
     for (int64_t r = 0; r < tile.height; ++r)
         if (tile.position(r) >= start) merge_row(tile, space, r, start == 0);
 }
 
-template <class Unit, class T>
-void attend_tile(const Tile& tile, Space<typename Unit::Number> space) {
-    const Attention& a = tile.a;
-    auto* weights = space.left + Unit::size(tile.padded, a.width);
-    gather_queries<T>(tile, space.panels);
-    Unit::lay_out(space.panels, tile.padded, tile.height, a.width, space.left);
-    const auto segment_at = [&](int64_t start) {
-        const int64_t left = tile.end() - start;
-        return Segment<T>(a, tile.table(), tile.head, start, left > 0 ? at_most(left, SEGMENT) : 0);
-    };
-    Segment<T> segment = segment_at(0);
-    for (int64_t start = 0; start < tile.end(); start += SEGMENT) {
-        const Segment<T> next = segment_at(start + SEGMENT);
-        attend_segment<Unit, T>(tile, space, space.left, weights, start, segment, next);
-        segment.take(next);
-    }
-    for (int64_t r = 0; r < tile.height; ++r) {
-        T* out = static_cast<T*>(a.out) + tile.offset(r, a.out_stride);
-        for (int64_t i = 0; i < a.width; i += LANES) {
-            const float* from = space.values + (i / PANEL * tile.padded + r) * PANEL + i % PANEL;
-            store_some(out + i, load(from) / space.total[r], a.width - i);
-        }
-    }
+// A row's state as an earlier set kept it.
+template <class Unit>
+void take_state(const Tile& tile, Space<Unit>& space, int64_t r) {
+    const int64_t width = Space<Unit>::width(tile.a);
+    const float* from = tile.state(r);
+    for (int64_t i = 0; i < width; i += LANES) store(space.values + tile.at(r, i), load(from + i));
+    space.highest[r] = from[width];
+    space.total[r] = from[width + 1];
+}
+
+template <class Unit>
+void keep_state(const Tile& tile, const Space<Unit>& space, int64_t r) {
+    const int64_t width = Space<Unit>::width(tile.a);
+    float* to = tile.state(r);
+    for (int64_t i = 0; i < width; i += LANES) store(to + i, load(space.values + tile.at(r, i)));
+    to[width] = space.highest[r];
+    to[width + 1] = space.total[r];
 }
 
 template <class Unit, class T>
-void attend_all(Context& context, const Attention& a) {
-    using Number = typename Unit::Number;
-    const int64_t padded = ceil_div(a.queries * (a.heads / a.kv_heads), Unit::ROWS) * Unit::ROWS;
-    const int64_t width = ceil_div(a.width, PANEL) * PANEL;
-    const int64_t left = Unit::size(padded, width) + Unit::size(padded, SEGMENT);
-    const int64_t right = SEGMENT * width;
-    const int64_t floats = Space<Number>::floats(padded, width);
-    context.reserve_own(floats * 4 + (left + right) * static_cast<int64_t>(sizeof(Number)));
-    context.pool.run(a.tiles * a.kv_heads, [&](Tasks& tasks, int thread) {
+void put_out(const Tile& tile, const Space<Unit>& space, int64_t r) {
+    T* out = static_cast<T*>(tile.a.out) + tile.offset(r, tile.a.out_stride);
+    for (int64_t i = 0; i < tile.a.width; i += LANES)
+        store_some(out + i, load(space.values + tile.at(r, i)) / space.total[r], tile.a.width - i);
+}
+
+template <class Unit, class T>
+void attend_tile(const Tile& tile, Space<Unit> space) {
+    const Attention& a = tile.a;
+    gather_queries<T>(tile, space.panels);
+    Unit::lay_out(space.panels, tile.padded, tile.height, a.width, space.queries);
+    for (int64_t r = 0; tile.begin() && r < tile.height; ++r) take_state(tile, space, r);
+    const auto segment_at = [&](int64_t start) {
+        const int64_t left = tile.end() - start;
+        return Segment<T>(a, tile.table(), tile.head, start - tile.begin(), left > 0 ? at_most(left, SEGMENT) : 0);
+    };
+    Segment<T> segment = segment_at(tile.begin());
+    for (int64_t start = tile.begin(); start < tile.end(); start += SEGMENT) {
+        const Segment<T> next = segment_at(start + SEGMENT);
+        attend_segment<Unit, T>(tile, space, start, segment, next);
+        segment.take(next);
+    }
+    for (int64_t r = 0; r < tile.height; ++r) a.kept ? keep_state(tile, space, r) : put_out<Unit, T>(tile, space, r);
+}
+
+// Sets that do not need each other's states, as one run: the threads share tiles, each with one key head.
+template <class Unit, class T>
+void attend_all(Context& context, const Attention* sets, int64_t count) {
+    int64_t tasks = 0, bytes = 0;
+    for (const Attention* a = sets; a < sets + count; ++a) {
+        tasks += a->tiles * a->kv_heads;
+        bytes = std::max(bytes, Space<Unit>::bytes(*a));
+    }
+    context.reserve_own(bytes);
+    context.pool.run(tasks, [&](Tasks& all, int thread) {
         Unit::begin();
-        float* memory = context.own_array<float>(thread);
-        for (int64_t task; (task = tasks.take()) >= 0;) {
-            const Tile tile(a, task / a.kv_heads, task % a.kv_heads, Unit::ROWS);
-            attend_tile<Unit, T>(tile, Space<Number>(memory, padded, width, left));
+        for (int64_t task; (task = all.take()) >= 0;) {
+            const Attention* a = sets;
+            for (; task >= a->tiles * a->kv_heads; ++a) task -= a->tiles * a->kv_heads;
+            const Tile tile(*a, task / a->kv_heads, task % a->kv_heads, Unit::ROWS);
+            attend_tile<Unit, T>(tile, Space<Unit>(*a, context.own_array<float>(thread)));
         }
         Unit::end();
     });

@@ -99,6 +99,8 @@ struct TileUnit {
 
 }  // namespace
 
-void attention_amx(Context& context, const Attention& a) { attend_all<TileUnit, uint16_t>(context, a); }
+void attention_amx(Context& context, const Attention* sets, int64_t count) {
+    attend_all<TileUnit, uint16_t>(context, sets, count);
+}
 
 }  // namespace penstock

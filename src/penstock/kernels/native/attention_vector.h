@@ -68,8 +68,8 @@ struct VectorUnit {
 };
 
 template <class T>
-void attention(Context& context, const Attention& a) {
-    attend_all<VectorUnit, T>(context, a);
+void attention(Context& context, const Attention* sets, int64_t count) {
+    attend_all<VectorUnit, T>(context, sets, count);
 }
 
 }  // namespace

@@ -6,6 +6,6 @@
 namespace penstock {
 
 void linear_amx(Context& context, const Product& p);
-void attention_amx(Context& context, const Attention& a);
+void attention_amx(Context& context, const Attention* sets, int64_t count);
 
 }  // namespace penstock

@@ -15,8 +15,17 @@ void timed(Context& context, Part part, Body&& body) {
 
 }  // namespace
 
-void attend(Context& context, const Attention* sets, int64_t count) {
-    for (int64_t i = 0; i < count; ++i) context.kernels.attention[sets[i].type](context, sets[i]);
+// A set that keeps states is done before the next one begins; those that keep none need not wait for each other.
+void attend(Context& context, Attention* sets, int64_t count) {
+    size_t floats = 0;
+    for (int64_t i = 0; i < count; ++i)
+        if (sets[i].kept) floats = static_cast<size_t>(sets[i].step_rows * sets[i].heads * sets[i].state_floats());
+    for (int64_t i = 0; i < count; ++i) sets[i].states = floats ? context.states.reserve_array<float>(floats) : nullptr;
+    for (int64_t first = 0, last; first < count; first = last) {
+        last = first + 1;
+        while (!sets[first].kept && last < count && !sets[last].kept) ++last;
+        context.kernels.attention[sets[first].type](context, sets + first, last - first);
+    }
 }
 
 void run_layer(Context& context, Layer& layer) {

@@ -87,7 +87,7 @@ PENSTOCK_API int penstock_prepare(Context* context, const Product* product) {
     return guarded(context, [&] { context->kernels.prepare[product->type](*context, *product); });
 }
 
-PENSTOCK_API int penstock_attention(Context* context, const Attention* sets, int64_t count) {
+PENSTOCK_API int penstock_attention(Context* context, Attention* sets, int64_t count) {
     return guarded(context, [&] { attend(*context, sets, count); });
 }
 

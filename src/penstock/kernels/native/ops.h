@@ -51,16 +51,22 @@ struct Heads {
     Type type;
 };
 
-// Causal attention for tiles of consecutive queries of one sequence each.
+// Causal attention for tiles of queries that attend to the same keys. See AttentionTiles in reference.py.
 struct Attention {
     const void* query;                // rows [heads, width], `query_stride` elements apart
     const void *keys, *values;        // [blocks, kv_heads, block_tokens, width]
     void* out;                        // rows [heads, width], `out_stride` elements apart
+    float* states;                    // [step_rows, heads, state_floats]; null where no set keeps any
     const int64_t *rows, *positions;  // [tiles, queries]; position -1: no query, and none behind it
-    const int64_t* tables;            // [tiles, table_blocks]
-    int64_t tiles, queries, table_blocks, query_stride, out_stride, heads, kv_heads, width, block_tokens;
+    const int64_t *begins, *ends;     // [tiles]: positions of the keys; what is before `begins` is in the states
+    const int64_t* tables;            // [tiles, table_blocks], from `begins` on
+    int64_t tiles, queries, table_blocks, query_stride, out_stride, heads, kv_heads, width, block_tokens, step_rows;
     float scale;
+    int kept;  // not 0: what is found goes to the states, for the sets behind this one
     Type type;
+
+    // A row's values, and behind them its highest score and the sum of its weights, in cache lines of its own.
+    int64_t state_floats() const { return ceil_div(width, PANEL) * PANEL + 16; }
 };
 
 // A decoder layer, in the order in which it runs.
@@ -100,7 +106,7 @@ struct Kernels {
     void (*linear[2])(Context&, const Product&);
     void (*prepare[2])(Context&, const Product&);  // out [rows, k]: the rows of x as `linear` would multiply them
     void (*heads[2])(Context&, const Heads&);
-    void (*attention[2])(Context&, const Attention&);
+    void (*attention[2])(Context&, const Attention* sets, int64_t count);
     void (*draw)(Context&, const Draws&);
 };
 
@@ -125,6 +131,7 @@ struct Context {
     std::mutex in_use;       // one call at a time: they share the working memory
     Memory rows;              // rows of x, laid out for the kernels
     Memory fused, mixed, hidden;  // what is between the products of a layer
+    Memory states;                // what attention keeps of rows from one set of tiles to the next
     std::vector<Memory> own;  // each thread's
     double layer_seconds[3] = {};  // of each `Part`, since the context was opened
 
