@@ -284,3 +284,12 @@ def test_a_forked_child_is_refused() -> None:
     child.start()
     assert "opened before this process was forked" in said.get(timeout=60)
     child.join()
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_register_loop_counts_what_every_round_does(isa: str, dtype: torch.dtype) -> None:
+    kernels = native(isa)
+    one = kernels.register_loop(1, dtype=dtype)
+    assert one > 1e6
+    assert kernels.register_loop(7, dtype=dtype) == 7 * one

@@ -60,6 +60,9 @@ def open_device(
         dtype=weights.dtype,
         device=config.device,
     )
+    if opened.native is not None:
+        for memory in (*cache.keys.values(), *cache.values.values()):
+            opened.native.prefer_huge_pages(memory)
     kernels = wrap_kernels(selection.kernels, opened.native) if wrap_kernels else selection.kernels
     decoder = Decoder(checkpoint.spec, weights, kernels)
     executor = TorchExecutor(

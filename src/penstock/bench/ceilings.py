@@ -29,6 +29,7 @@ MEMORY_SHARE = 0.25  # of what is free, at most
 WIDTH = 4096  # of the square matrices
 ROWS = 1024
 PASSES = 3
+LOOP_ROUNDS = 5000  # a tenth of a second, more or less
 
 Pass = Callable[[], object]
 Read = Callable[[Tensor], object]
@@ -48,8 +49,7 @@ def measure(dtype: str, threads: int) -> Limits:
     with torch.inference_mode():
         gemm = _gemm(dtype, threads, size_bytes, note)
         read = _read(size_bytes, note)
-    tile = Ceiling(None, why_not="the native library has no loop of tile products to time")
-    return Limits(dtype, threads, gemm, read, tile)
+    return Limits(dtype, threads, gemm, read, _tile(dtype, threads))
 
 
 def working_set() -> tuple[int, str]:
@@ -76,6 +76,20 @@ def _gemm(dtype: str, threads: int, size_bytes: int, note: str) -> Ceiling:
         del made  # its weights: the next one's would not fit beside them
     how = f"{ROWS} rows, {format_bytes(count * matrix_bytes)} of weights beside {note}, best of {PASSES} passes"
     return _fastest(rates, how + missing)
+
+
+def _tile(dtype: str, threads: int) -> Ceiling:
+    """Products whose operands never leave the registers and the nearest cache."""
+    opened = open_native(dtype=dtype, threads=threads)
+    native = opened.native
+    if native is None:
+        return Ceiling(None, why_not=str(opened.why_not))
+    kind = getattr(torch, dtype)
+    operations = native.register_loop(LOOP_ROUNDS, dtype=kind)
+    seconds = _least_s(lambda: native.register_loop(LOOP_ROUNDS, dtype=kind))
+    return Ceiling(
+        operations / seconds, f"a loop of native {native.isa} products in registers, best of {PASSES} passes"
+    )
 
 
 def _torch_product(dtype: str, threads: int, count: int) -> Pass | str:

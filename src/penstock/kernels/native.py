@@ -19,7 +19,7 @@ from torch import Tensor
 from penstock.kernels import native_draw
 from penstock.kernels import native_structs as structs
 from penstock.kernels.native_structs import ADDRESS, COUNT, INT, TYPES, Preparation, address
-from penstock.kernels.reference import AttentionTiles, LayerRows
+from penstock.kernels.reference import PLAIN, AttentionTiles, LayerRows, Scoring
 from penstock.models.spec import DecoderSpec
 from penstock.sampling import Draw
 from penstock.step import SampleAt
@@ -46,6 +46,8 @@ _SIGNATURES: dict[str, tuple[type | None, tuple[type, ...]]] = {
     "penstock_draw_bytes": (COUNT, ()),
     "penstock_draw": (INT, (ADDRESS, ADDRESS)),
     "penstock_layer_seconds": (INT, (ADDRESS, ADDRESS)),
+    "penstock_register_loop": (INT, (ADDRESS, COUNT, INT, ADDRESS)),
+    "penstock_prefer_huge_pages": (None, (ADDRESS, COUNT)),
 }
 
 
@@ -124,25 +126,43 @@ class Native:
             self._call("penstock_prepare", ctypes.byref(made))
         return out
 
-    def attention(self, query: Tensor, keys: Tensor, values: Tensor, *, tiles: tuple[AttentionTiles, ...]) -> Tensor:
+    def attention(
+        self,
+        query: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        *,
+        tiles: tuple[AttentionTiles, ...],
+        scoring: Scoring = PLAIN,
+    ) -> Tensor:
         """As reference.attention."""
         query = query.contiguous()
         rows, heads, width = query.shape
         out = torch.empty_like(query)
-        sets = structs.attention_sets(tiles, keys, values, step_rows=rows, heads=heads, query_stride=heads * width)
+        sets = structs.attention_sets(
+            tiles, keys, values, scoring, step_rows=rows, heads=heads, query_stride=heads * width
+        )
         for made in sets:
             made.query, made.out = address(query), address(out)
         self._call("penstock_attention", ctypes.addressof(sets), len(sets))
         return out
 
     def layer(
-        self, x: Tensor, weights: LayerWeights, *, spec: DecoderSpec, rows: LayerRows, keys: Tensor, values: Tensor
+        self,
+        x: Tensor,
+        weights: LayerWeights,
+        *,
+        spec: DecoderSpec,
+        rows: LayerRows,
+        keys: Tensor,
+        values: Tensor,
+        scoring: Scoring = PLAIN,
     ) -> Tensor:
         """A whole decoder layer on x [rows, hidden]: the same tensor, changed."""
         made = structs.layer(x, weights, rows, keys, values, spec=spec)
         stride = weights.qkv.shape[0]
         sets = structs.attention_sets(
-            rows.tiles, keys, values, step_rows=x.shape[0], heads=spec.heads, query_stride=stride
+            rows.tiles, keys, values, scoring, step_rows=x.shape[0], heads=spec.heads, query_stride=stride
         )
         made.sets, made.num_sets = ctypes.addressof(sets), len(sets)
         self._call("penstock_layer", ctypes.byref(made))
@@ -157,6 +177,16 @@ class Native:
         draws = native_draw.NativeDraws(address(logits), ctypes.addressof(asked.structs), rows, vocab)
         self._call("penstock_draw", ctypes.byref(draws))
         return list(native_draw.read(asked, vocab))
+
+    def register_loop(self, rounds: int, *, dtype: torch.dtype) -> float:
+        """The floating-point operations of a loop that reads nothing but the nearest cache, for whoever times it."""
+        found = ctypes.c_double()
+        self._call("penstock_register_loop", rounds, TYPES[dtype], ctypes.addressof(found))
+        return found.value
+
+    def prefer_huge_pages(self, x: Tensor) -> None:
+        """Asks the system for large pages behind a tensor that was not written yet; a wish, no number changes."""
+        self._library.penstock_prefer_huge_pages(address(x), x.nbytes)
 
     def layer_seconds(self) -> LayerSeconds:
         """The seconds of all layers so far."""

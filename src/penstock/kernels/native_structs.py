@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from penstock.kernels.reference import AttentionTiles, LayerRows
+from penstock.kernels.reference import AttentionTiles, LayerRows, Scoring
 from penstock.models.spec import DecoderSpec
 from penstock.weights import LayerWeights, Norm, Weight
 
@@ -51,10 +51,10 @@ class Attention(ctypes.Structure):
 
     _fields_ = [
         *((name, ADDRESS) for name in ("query", "keys", "values", "out", "states")),
-        *((name, ADDRESS) for name in ("rows", "positions", "begins", "ends", "tables")),
+        *((name, ADDRESS) for name in ("rows", "positions", "begins", "ends", "tables", "sinks")),
         *((name, COUNT) for name in ("tiles", "queries", "table_blocks", "query_stride", "out_stride")),
-        *((name, COUNT) for name in ("heads", "kv_heads", "width", "block_tokens", "step_rows")),
-        ("scale", ctypes.c_float),
+        *((name, COUNT) for name in ("heads", "kv_heads", "width", "block_tokens", "step_rows", "window")),
+        *((name, ctypes.c_float) for name in ("scale", "cap")),
         *((name, INT) for name in ("kept", "type")),
     ]
 
@@ -116,7 +116,14 @@ def prepare(made: Product, first: Preparation) -> None:
 
 
 def attention_sets(
-    tiles: tuple[AttentionTiles, ...], keys: Tensor, values: Tensor, *, step_rows: int, heads: int, query_stride: int
+    tiles: tuple[AttentionTiles, ...],
+    keys: Tensor,
+    values: Tensor,
+    scoring: Scoring,
+    *,
+    step_rows: int,
+    heads: int,
+    query_stride: int,
 ) -> ctypes.Array[Attention]:
     """A struct for each set of tiles of a step, without the addresses of queries and results."""
     _, kv_heads, block_tokens, width = keys.shape
@@ -129,6 +136,7 @@ def attention_sets(
         made.query_stride, made.out_stride, made.step_rows = query_stride, heads * width, step_rows
         made.heads, made.kv_heads, made.width, made.block_tokens = heads, kv_heads, width, block_tokens
         made.scale, made.type = width**-0.5, TYPES[keys.dtype]
+        made.window, made.cap, made.sinks = scoring.window or 0, scoring.cap or 0.0, address(scoring.sinks)
     return sets
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from penstock.kernels.exact import exp, tree_sum
+from penstock.kernels.exact import exp, tanh, tree_sum
 from penstock.weights import Norm, Weight
 
 TILE_ROWS = 64  # rows of a linear layer's tile
@@ -128,6 +128,24 @@ class AttentionTiles:
     kept: bool = False
 
 
+class Scoring(NamedTuple):
+    """What a layer does to scores besides scaling them.
+
+    Attributes:
+        window: a query at position q sees a key at position p only if q - p < window; segments wholly outside are
+            not read.
+        cap: scores become cap * tanh(score / cap), before anything is left out.
+        sinks: float32 [heads]: one more score, of no key, that takes part in a head's sum of weights.
+    """
+
+    window: int | None = None
+    cap: float | None = None
+    sinks: Tensor | None = None
+
+
+PLAIN = Scoring()
+
+
 @dataclass(frozen=True, slots=True)
 class LayerRows:
     """Where the rows of a step stand, as a decoder layer needs to know it.
@@ -159,7 +177,14 @@ class _Partial(NamedTuple):
     values: Tensor
 
 
-def attention(query: Tensor, keys: Tensor, values: Tensor, *, tiles: tuple[AttentionTiles, ...]) -> Tensor:
+def attention(
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    *,
+    tiles: tuple[AttentionTiles, ...],
+    scoring: Scoring = PLAIN,
+) -> Tensor:
     """Causal attention of query [rows, heads, width] over paged keys and values.
 
     keys and values are [blocks, kv_heads, block_tokens, width]. Scores are scaled by width ** -0.5. Gives
@@ -169,16 +194,27 @@ def attention(query: Tensor, keys: Tensor, values: Tensor, *, tiles: tuple[Atten
     out = torch.empty_like(query)
     states = _empty(query)
     for some in tiles:
-        found = _attend(query, keys, values, tiles=some, states=states)
+        found = _attend(query, keys, values, tiles=some, states=states, scoring=scoring)
         if some.kept:
             for state, new in zip(states, found, strict=True):
                 state[some.targets] = new
         else:
-            out[some.targets] = (found.values / torch.where(found.total > 0, found.total, 1.0)).to(query.dtype)
+            out[some.targets] = _finish(found, scoring.sinks).to(query.dtype)
     return out
 
 
-def _attend(query: Tensor, keys: Tensor, values: Tensor, *, tiles: AttentionTiles, states: _Partial) -> _Partial:
+def _finish(state: _Partial, sinks: Tensor | None) -> Tensor:
+    """The weighted mean of the values that states [real, heads, ...] have seen."""
+    if sinks is None:
+        return state.values / torch.where(state.total > 0, state.total, 1.0)
+    highest = torch.maximum(state.highest, sinks[:, None])
+    keep = exp(state.highest - highest)
+    return state.values * keep / (state.total * keep + exp(sinks[:, None] - highest))
+
+
+def _attend(
+    query: Tensor, keys: Tensor, values: Tensor, *, tiles: AttentionTiles, states: _Partial, scoring: Scoring
+) -> _Partial:
     """The states of the queries of one set of tiles, [real, heads, ...], from what `states` has for them."""
     kv_heads = keys.shape[1]
     grouped = _group(query, tiles, kv_heads).float() * query.shape[2] ** -0.5
@@ -187,7 +223,7 @@ def _attend(query: Tensor, keys: Tensor, values: Tensor, *, tiles: AttentionTile
     for segment in range(tiles.num_segments[0]):
         count = sum(1 for n in tiles.num_segments if n > segment)
         products = _Products(full_rows, segment, tiles.tables[:count])
-        partial = _reduce_segment(grouped[:count], keys, values, tiles=tiles, products=products)
+        partial = _reduce_segment(grouped[:count], keys, values, tiles=tiles, products=products, scoring=scoring)
         state = _merge(state, partial)
     return _Partial(*(_ungroup(x, tiles) for x in state))
 
@@ -244,15 +280,19 @@ class _Products:
 
 
 def _reduce_segment(
-    grouped: Tensor, keys: Tensor, values: Tensor, *, tiles: AttentionTiles, products: _Products
+    grouped: Tensor, keys: Tensor, values: Tensor, *, tiles: AttentionTiles, products: _Products, scoring: Scoring
 ) -> _Partial:
     """Attention of the first tiles over one segment of keys, from empty."""
     count = grouped.shape[0]
     positions, begins = tiles.positions[:count], tiles.begins[:count]
     key_at = begins[:, None, None] + torch.arange(products.start, products.start + SEGMENT, device=grouped.device)
     visible = key_at <= positions[:, :, None]  # [tiles, queries, SEGMENT]
+    if scoring.window is not None:
+        visible &= key_at > positions[:, :, None] - scoring.window
     visible = visible.repeat_interleave(grouped.shape[2] // positions.shape[1], dim=1)[:, None]
     scores = products.with_cache(grouped, keys, transposed=True)
+    if scoring.cap is not None:
+        scores = tanh(scores / scoring.cap) * scoring.cap
     scores = torch.where(visible, scores, NEGATIVE_INFINITY)
     highest = scores.amax(dim=-1, keepdim=True)
     anchor = torch.where(highest != NEGATIVE_INFINITY, highest, 0.0)  # NaN stays NaN: it must reach the logits

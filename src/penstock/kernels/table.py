@@ -17,7 +17,7 @@ from torch import Tensor
 
 from penstock.kernels import exact, native, reference
 from penstock.kernels.native import NOT_ASKED, Native, Opened
-from penstock.kernels.reference import QUERY_ROWS, TILE_ROWS, AttentionTiles, LayerRows
+from penstock.kernels.reference import PLAIN, QUERY_ROWS, TILE_ROWS, AttentionTiles, LayerRows, Scoring
 from penstock.models.spec import DecoderSpec
 from penstock.sampling import Draw, draw_all
 from penstock.step import SampleAt
@@ -59,14 +59,30 @@ class Rotate(Protocol):
 class Attention(Protocol):
     """query [rows, heads, width] over paged keys and values to [rows, heads, width]."""
 
-    def __call__(self, query: Tensor, keys: Tensor, values: Tensor, *, tiles: tuple[AttentionTiles, ...]) -> Tensor: ...
+    def __call__(
+        self,
+        query: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        *,
+        tiles: tuple[AttentionTiles, ...],
+        scoring: Scoring = PLAIN,
+    ) -> Tensor: ...
 
 
 class Layer(Protocol):
     """A whole decoder layer: x [rows, hidden] to the same shape, x itself perhaps; writes its keys and values."""
 
     def __call__(
-        self, x: Tensor, weights: LayerWeights, *, spec: DecoderSpec, rows: LayerRows, keys: Tensor, values: Tensor
+        self,
+        x: Tensor,
+        weights: LayerWeights,
+        *,
+        spec: DecoderSpec,
+        rows: LayerRows,
+        keys: Tensor,
+        values: Tensor,
+        scoring: Scoring = PLAIN,
     ) -> Tensor: ...
 
 

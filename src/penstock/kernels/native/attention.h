@@ -12,7 +12,9 @@
 //   height(left)           how many it does when `left` are to go
 //   size(rows, k)          Numbers that `rows` x `k` take as its left operand, a multiple of blocks
 //   lay_out(...)           float32 panels to left operand
-//   pack_keys, pack_values a segment of the cache to right operands; on the way what comes next is fetched
+//   panel_size(k)          Numbers that `k` rows of a panel take as its right operand
+//   pack_keys, pack_values a panel of a segment to a right operand, which stays in the first-level cache until it is
+//                          multiplied; on the way what comes next is fetched
 //   multiply(...)          left operand times one panel
 //   weight(v)              an attention weight as its left operand holds it
 #pragma once
@@ -32,11 +34,12 @@ constexpr int64_t SEGMENT = 128;
 template <class T>
 struct Segment {
     const Attention& a;
-    int64_t count, place[SEGMENT];  // where each position's row lies: looked up once, for keys and values
+    int64_t skipped, count, place[SEGMENT];  // where each position's row lies: looked up once, for keys and values
 
-    // `start` counts from the beginning of the table.
-    Segment(const Attention& all, const int64_t* table, int64_t head, int64_t start, int64_t positions)
-        : a(all), count(positions) {
+    // `start` counts from the beginning of the table. The first `skip` positions are in no query's window: they count
+    // as zeros, for their blocks may hold anything.
+    Segment(const Attention& all, const int64_t* table, int64_t head, int64_t start, int64_t skip, int64_t positions)
+        : a(all), skipped(skip), count(positions) {
         int64_t block = start / a.block_tokens, offset = start % a.block_tokens;
         for (int64_t i = 0; i < count; ++i) {
             place[i] = ((table[block] * a.kv_heads + head) * a.block_tokens + offset) * a.width;
@@ -46,15 +49,17 @@ struct Segment {
         }
     }
     const T* row(const void* cache, int64_t i) const { return static_cast<const T*>(cache) + place[i]; }
+    bool has(int64_t i) const { return i >= skipped && i < count; }
     void take(const Segment& other) {
+        skipped = other.skipped;
         count = other.count;
         std::memcpy(place, other.place, sizeof place);
     }
-    // Rows first .. last are wanted soon: blocks lie anywhere, so the processor does not see them coming.
-    void fetch(const void* cache, int64_t first, int64_t last) const {
-        for (int64_t i = first; i < at_most(last, count); ++i)
-            for (int64_t at = 0; at < a.width; at += 64 / static_cast<int64_t>(sizeof(T)))
-                __builtin_prefetch(row(cache, i) + at, 0, 2);
+    // A panel's part of row i is wanted soon: blocks lie anywhere, so the processor does not see them coming.
+    PENSTOCK_INLINE void fetch(const void* cache, int64_t i, int64_t panel) const {
+        if (!has(i)) return;
+        for (int64_t at = 0; at < PANEL; at += 64 / static_cast<int64_t>(sizeof(T)))
+            __builtin_prefetch(row(cache, i) + panel * PANEL + at, 0, 2);
     }
 };
 
@@ -74,12 +79,28 @@ struct Tile {
     int64_t begin() const { return a.begins[tile]; }
     int64_t end() const { return a.ends[tile]; }
     int64_t position(int64_t row) const { return positions()[row / group]; }
+    // The first position that a row sees, or that any row of the tile does.
+    int64_t lowest(int64_t row) const { return a.window ? std::max<int64_t>(0, position(row) - a.window + 1) : 0; }
+    int64_t lowest() const {
+        int64_t found = a.window && count ? lowest(0) : 0;
+        for (int64_t query = 1; a.window && query < count; ++query) found = std::min(found, lowest(query * group));
+        return found;
+    }
+    // Where the first segment begins that is left for the tile.
+    int64_t start() const { return std::max(begin(), lowest() / SEGMENT * SEGMENT); }
+    bool sees(int64_t row, int64_t from, int64_t to) const { return position(row) >= from && lowest(row) < to; }
     int64_t step_row(int64_t row) const { return a.rows[tile * a.queries + row / group]; }
     int64_t query_head(int64_t row) const { return head * group + row % group; }
     // Where a row's numbers lie in the query, or in the output.
     int64_t offset(int64_t row, int64_t stride) const { return step_row(row) * stride + query_head(row) * a.width; }
     float* state(int64_t row) const {
         return a.states + (step_row(row) * a.heads + query_head(row)) * a.state_floats();
+    }
+    // Its keys from `start` on, a segment at most; none behind its end.
+    template <class T>
+    Segment<T> segment(int64_t start) const {
+        const int64_t left = end() - start, skip = std::max<int64_t>(0, lowest() - start);
+        return Segment<T>(a, table(), head, start - begin(), skip, left > 0 ? at_most(left, SEGMENT) : 0);
     }
     // Where number i of a row lies in panels.
     int64_t at(int64_t row, int64_t i) const { return (i / PANEL * padded + row) * PANEL + i % PANEL; }
@@ -97,7 +118,8 @@ struct Space {
     }
     static int64_t width(const Attention& a) { return ceil_div(a.width, PANEL) * PANEL; }
     static int64_t bytes(const Attention& a) {
-        const int64_t numbers = Unit::size(padded(a), width(a)) + Unit::size(padded(a), SEGMENT) + SEGMENT * width(a);
+        const int64_t numbers = Unit::size(padded(a), width(a)) + Unit::size(padded(a), SEGMENT) +
+                                Unit::panel_size(std::max(width(a), SEGMENT));
         return padded(a) * (3 * width(a) + SEGMENT + 4) * 4 + numbers * static_cast<int64_t>(sizeof(Number));
     }
     Space(const Attention& a, float* memory) {
@@ -122,29 +144,36 @@ void gather_queries(const Tile& tile, float* panels) {
     }
 }
 
-// out [panels][padded][32] = left [height, k] times `panels` panels.
+// Panel `panel` of out [panels][padded][32] = left [height, k] times `right`.
 template <class Unit>
-void multiply_all(const Tile& tile, const typename Unit::Number* left, const typename Unit::Number* right, float* out,
-                  int64_t panels, int64_t k) {
-    for (int64_t panel = 0; panel < panels; ++panel)
-        for (int64_t row = 0; row < tile.height; row += Unit::height(tile.height - row))
-            Unit::multiply(left, row, tile.height, right + panel * Unit::panel_size(k),
-                           out + (panel * tile.padded + row) * PANEL, k);
+void multiply_panel(const Tile& tile, const typename Unit::Number* left, const typename Unit::Number* right, float* out,
+                    int64_t panel, int64_t k) {
+    for (int64_t row = 0; row < tile.height; row += Unit::height(tile.height - row))
+        Unit::multiply(left, row, tile.height, right, out + (panel * tile.padded + row) * PANEL, k);
+}
+
+PENSTOCK_INLINE Vec score_of(const Attention& a, Vec product) {
+    const Vec score = product * a.scale;
+    return a.cap > 0.0F ? tanh(score / a.cap) * a.cap : score;
 }
 
 // A row's scores to weights, from empty: e to the distance from the highest. What it does not see weighs nothing.
 template <class Unit>
-void weigh_row(const Tile& tile, Space<Unit>& space, int64_t r, int64_t visible, int64_t panels) {
+void weigh_row(const Tile& tile, Space<Unit>& space, int64_t r, int64_t start, int64_t panels) {
+    const int64_t from = tile.lowest(r) - start, to = tile.position(r) - start + 1;
     const auto at = [&](int64_t j) { return space.scores + tile.at(r, j); };
-    const auto seen = [&](int64_t j) { return lane_numbers() < static_cast<int32_t>(visible - j); };
+    const auto seen = [&](int64_t j) {
+        const IntVec lanes = lane_numbers();
+        return (lanes < static_cast<int32_t>(to - j)) & (lanes >= static_cast<int32_t>(from - j));
+    };
     const Vec nothing = splat(-INFINITY);
     Vec most = nothing;
     for (int64_t j = 0; j < panels * PANEL; j += LANES) {
-        const Vec score = seen(j) ? load(at(j)) * tile.a.scale : nothing;
+        const Vec score = seen(j) ? score_of(tile.a, load(at(j))) : nothing;
         most = most > score ? most : score;
         store(at(j), score);
     }
-    const float peak = visible > 0 ? highest(most) : 0.0F;
+    const float peak = tile.sees(r, start, start + panels * PANEL) ? highest(most) : 0.0F;
     Vec sum{};
     for (int64_t j = 0; j < panels * PANEL; j += LANES) {
         const Vec weight = seen(j) ? Unit::weight(exp(load(at(j)) - peak)) : Vec{};
@@ -175,15 +204,20 @@ template <class Unit, class T>
 void attend_segment(
     const Tile& tile, Space<Unit>& space, int64_t start, const Segment<T>& segment, const Segment<T>& next) {
     const Attention& a = tile.a;
-    const int64_t key_panels = ceil_div(segment.count, PANEL);
-    Unit::pack_keys(segment, space.right);
-    multiply_all<Unit>(tile, space.queries, space.right, space.scores, key_panels, a.width);
-    for (int64_t r = 0; r < tile.height; ++r) weigh_row(tile, space, r, tile.position(r) - start + 1, key_panels);
+    const int64_t key_panels = ceil_div(segment.count, PANEL), width_panels = ceil_div(a.width, PANEL);
+    for (int64_t panel = 0; panel < key_panels; ++panel) {
+        Unit::pack_keys(segment, panel, space.right);
+        multiply_panel<Unit>(tile, space.queries, space.right, space.scores, panel, a.width);
+    }
+    for (int64_t r = 0; r < tile.height; ++r) weigh_row(tile, space, r, start, key_panels);
     Unit::lay_out(space.scores, tile.padded, tile.height, segment.count, space.weights);
-    Unit::pack_values(segment, next, space.right);
-    multiply_all<Unit>(tile, space.weights, space.right, space.partial, ceil_div(a.width, PANEL), segment.count);
+    for (int64_t panel = 0; panel < width_panels; ++panel) {
+        Unit::pack_values(segment, next, panel, space.right);
+        multiply_panel<Unit>(tile, space.weights, space.right, space.partial, panel, segment.count);
+    }
     for (int64_t r = 0; r < tile.height; ++r)
-        if (tile.position(r) >= start) merge_row(tile, space, r, start == 0);
+        if (tile.sees(r, start, start + segment.count))
+            merge_row(tile, space, r, tile.lowest(r) / SEGMENT * SEGMENT == start);
 }
 
 // A row's state as an earlier set kept it.
@@ -208,27 +242,39 @@ void keep_state(const Tile& tile, const Space<Unit>& space, int64_t r) {
 template <class Unit, class T>
 void put_out(const Tile& tile, const Space<Unit>& space, int64_t r) {
     T* out = static_cast<T*>(tile.a.out) + tile.offset(r, tile.a.out_stride);
-    for (int64_t i = 0; i < tile.a.width; i += LANES)
-        store_some(out + i, load(space.values + tile.at(r, i)) / space.total[r], tile.a.width - i);
+    Vec keep = splat(1.0F), all = splat(space.total[r]);
+    if (tile.a.sinks) {
+        const float sink = tile.a.sinks[tile.query_head(r)], peak = std::max(sink, space.highest[r]);
+        keep = exp(splat(space.highest[r] - peak));
+        all = all * keep + exp(splat(sink - peak));
+    }
+    for (int64_t i = 0; i < tile.a.width; i += LANES) {
+        const Vec values = load(space.values + tile.at(r, i));
+        store_some(out + i, (tile.a.sinks ? values * keep : values) / all, tile.a.width - i);
+    }
 }
 
+// While the last segment is multiplied, the first one of what comes `after` this tile is fetched.
 template <class Unit, class T>
-void attend_tile(const Tile& tile, Space<Unit> space) {
+void attend_tile(const Tile& tile, Space<Unit> space, const Segment<T>& after) {
     const Attention& a = tile.a;
     gather_queries<T>(tile, space.panels);
     Unit::lay_out(space.panels, tile.padded, tile.height, a.width, space.queries);
     for (int64_t r = 0; tile.begin() && r < tile.height; ++r) take_state(tile, space, r);
-    const auto segment_at = [&](int64_t start) {
-        const int64_t left = tile.end() - start;
-        return Segment<T>(a, tile.table(), tile.head, start - tile.begin(), left > 0 ? at_most(left, SEGMENT) : 0);
-    };
-    Segment<T> segment = segment_at(tile.begin());
-    for (int64_t start = tile.begin(); start < tile.end(); start += SEGMENT) {
-        const Segment<T> next = segment_at(start + SEGMENT);
-        attend_segment<Unit, T>(tile, space, start, segment, next);
+    Segment<T> segment = tile.template segment<T>(tile.start());
+    for (int64_t start = tile.start(); start < tile.end(); start += SEGMENT) {
+        const Segment<T> next = tile.template segment<T>(start + SEGMENT);
+        attend_segment<Unit, T>(tile, space, start, segment, next.count ? next : after);
         segment.take(next);
     }
     for (int64_t r = 0; r < tile.height; ++r) a.kept ? keep_state(tile, space, r) : put_out<Unit, T>(tile, space, r);
+}
+
+// Number `task` of all tiles and key heads of some sets.
+template <class Unit>
+Tile tile_of(const Attention* sets, int64_t task) {
+    for (; task >= sets->tiles * sets->kv_heads; ++sets) task -= sets->tiles * sets->kv_heads;
+    return Tile(*sets, task / sets->kv_heads, task % sets->kv_heads, Unit::ROWS);
 }
 
 // Sets that do not need each other's states, as one run: the threads share tiles, each with one key head.
@@ -242,11 +288,11 @@ void attend_all(Context& context, const Attention* sets, int64_t count) {
     context.reserve_own(bytes);
     context.pool.run(tasks, [&](Tasks& all, int thread) {
         Unit::begin();
-        for (int64_t task; (task = all.take()) >= 0;) {
-            const Attention* a = sets;
-            for (; task >= a->tiles * a->kv_heads; ++a) task -= a->tiles * a->kv_heads;
-            const Tile tile(*a, task / a->kv_heads, task % a->kv_heads, Unit::ROWS);
-            attend_tile<Unit, T>(tile, Space<Unit>(*a, context.own_array<float>(thread)));
+        for (int64_t task = all.take(), following; task >= 0; task = following) {
+            following = all.take();  // early, to know what to fetch
+            const Tile tile = tile_of<Unit>(sets, task), later = tile_of<Unit>(sets, following < 0 ? task : following);
+            const Segment<T> after = later.template segment<T>(following < 0 ? later.end() : later.start());
+            attend_tile<Unit, T>(tile, Space<Unit>(tile.a, context.own_array<float>(thread)), after);
         }
         Unit::end();
     });

@@ -32,33 +32,31 @@ struct VectorUnit {
 
     // Keys are the columns: LANES of them at a time are turned, a vector of the head's width at a time.
     template <class T>
-    static void pack_keys(const Segment<T>& segment, float* right) {
+    static void pack_keys(const Segment<T>& segment, int64_t panel, float* right) {
         const int64_t width = segment.a.width;
-        for (int64_t key = 0; key < ceil_div(segment.count, PANEL) * PANEL; key += LANES) {
-            segment.fetch(segment.a.values, key, key + LANES);
-            float* panel = right + key / PANEL * panel_size(width) + key % PANEL;
+        for (int64_t column = 0; column < PANEL; column += LANES) {
+            const int64_t key = panel * PANEL + column;
             for (int64_t i = 0; i < width; i += LANES) {
                 Vec square[LANES];
-                for (int64_t j = 0; j < LANES; ++j)
-                    square[j] = key + j < segment.count
-                                    ? load_some(segment.row(segment.a.keys, key + j) + i, width - i)
-                                    : Vec{};
+                for (int64_t j = 0; j < LANES; ++j) {
+                    square[j] = segment.has(key + j) ? load_some(segment.row(segment.a.keys, key + j) + i, width - i) : Vec{};
+                    if (i % PANEL == 0) segment.fetch(segment.a.values, key + j, i / PANEL);
+                }
                 turn(square);
-                for (int64_t j = 0; j < at_most(LANES, width - i); ++j) store(panel + (i + j) * PANEL, square[j]);
+                float* to = right + i * PANEL + column;
+                for (int64_t j = 0; j < at_most(LANES, width - i); ++j) store(to + j * PANEL, square[j]);
             }
         }
     }
 
     template <class T>
-    static void pack_values(const Segment<T>& segment, const Segment<T>& next, float* right) {
-        const int64_t width = segment.a.width;
+    static void pack_values(const Segment<T>& segment, const Segment<T>& next, int64_t panel, float* right) {
+        const int64_t left = segment.a.width - panel * PANEL;
         for (int64_t key = 0; key < segment.count; ++key) {
-            next.fetch(next.a.keys, key, key + 1);
-            const T* row = segment.row(segment.a.values, key);
-            for (int64_t i = 0; i < ceil_div(width, PANEL) * PANEL; i += LANES) {
-                float* panel = right + i / PANEL * panel_size(segment.count);
-                store(panel + key * PANEL + i % PANEL, load_some(row + i, width - i));
-            }
+            next.fetch(next.a.keys, key, panel);
+            const T* row = segment.row(segment.a.values, key) + panel * PANEL;
+            for (int64_t i = 0; i < PANEL; i += LANES)
+                store(right + key * PANEL + i, segment.has(key) ? load_some(row + i, left - i) : Vec{});
         }
     }
 

@@ -11,6 +11,7 @@
 #include "chunks.h"
 #include "finish.h"
 #include "packing.h"
+#include "register_loop.h"
 #include "rows.h"
 
 namespace penstock {
@@ -103,6 +104,22 @@ void linear(Context& context, const Product& p) {
             const int64_t chunk = task / panels;
             multiply_panel<Unit>(p, rows, task % panels, chunks.first(chunk), chunks.first(chunk + 1), sums);
         }
+    });
+}
+
+// The unit's own limit: one block times what of a panel stays in the first-level cache.
+template <class Unit>
+double register_loop(Context& context, int64_t rounds) {
+    using Left = typename Unit::Left;
+    using T = typename Unit::T;
+    constexpr int64_t COUNT = LEFTS_AT_ONCE / 2, LEFT_BYTES = COUNT * MAX_ROWS * sizeof(Left);
+    constexpr int64_t SUM_BYTES = MAX_ROWS * PANEL * sizeof(float), PANEL_BYTES = COUNT * PANEL * 4;
+    const double operations = 2.0 * MAX_ROWS * PANEL * static_cast<double>(2 * COUNT / Unit::depth(2));
+    return time_rounds(context, rounds, LEFT_BYTES + PANEL_BYTES + SUM_BYTES, operations, [](char* memory) {
+        const auto* left = reinterpret_cast<const Left*>(memory);
+        const auto* panel = reinterpret_cast<const T*>(memory + LEFT_BYTES);
+        auto* sums = reinterpret_cast<float*>(memory + LEFT_BYTES + PANEL_BYTES);
+        Unit::template multiply<MAX_ROWS>(left, panel, sums, COUNT, false);
     });
 }
 

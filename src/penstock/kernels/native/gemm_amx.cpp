@@ -6,6 +6,7 @@
 #include "chunks.h"
 #include "finish.h"
 #include "kernels_amx.h"
+#include "register_loop.h"
 #include "rows.h"
 #include "tiles.h"
 
@@ -98,6 +99,24 @@ void linear_amx(Context& context, const Product& p) {
                 multiply_panel(p, rows, panel, first, last, context.own_array<float>(thread));
         }
         _tile_release();
+    });
+}
+
+namespace {
+
+struct Configured {
+    static void begin() { configure_tiles(); }
+    static void end() { _tile_release(); }
+};
+
+}  // namespace
+
+double register_loop_amx(Context& context, int64_t rounds) {
+    constexpr int64_t STEPS = 8, BYTES = STEPS * BLOCK_STEP * 2;  // a block and a panel: 32 KiB
+    const double operations = 2.0 * BLOCK * PANEL * STEP * STEPS;
+    return time_rounds<Configured>(context, rounds, 2 * BYTES + BLOCK * PANEL * 4, operations, [](char* memory) {
+        const auto *x = reinterpret_cast<const uint16_t*>(memory), *w = x + STEPS * BLOCK_STEP;
+        multiply<false, 0>(x, w, reinterpret_cast<float*>(memory + 2 * BYTES), STEPS, false, nullptr);
     });
 }
 

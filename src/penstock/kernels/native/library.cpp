@@ -101,6 +101,15 @@ PENSTOCK_API int penstock_draw(Context* context, const Draws* draws) {
     return guarded(context, [&] { context->kernels.draw(*context, *draws); });
 }
 
+// Products with operands in registers and the first-level cache, to be timed; gives their operations.
+PENSTOCK_API int penstock_register_loop(Context* context, int64_t rounds, int type, double* operations) {
+    return guarded(context, [&] { *operations = context->kernels.register_loop[type](*context, rounds); });
+}
+
+PENSTOCK_API void penstock_prefer_huge_pages(void* start, int64_t bytes) {
+    prefer_huge_pages(start, static_cast<size_t>(bytes));
+}
+
 // The seconds that layers have spent in each `Part`.
 PENSTOCK_API int penstock_layer_seconds(Context* context, double* seconds) {
     return guarded(context, [&] {

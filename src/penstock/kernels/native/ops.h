@@ -60,8 +60,10 @@ struct Attention {
     const int64_t *rows, *positions;  // [tiles, queries]; position -1: no query, and none behind it
     const int64_t *begins, *ends;     // [tiles]: positions of the keys; what is before `begins` is in the states
     const int64_t* tables;            // [tiles, table_blocks], from `begins` on
+    const float* sinks;               // [heads], or null: a score that takes part in a head's sum of weights, no more
     int64_t tiles, queries, table_blocks, query_stride, out_stride, heads, kv_heads, width, block_tokens, step_rows;
-    float scale;
+    int64_t window;    // a query sees a key that is less than this far back; 0: every key
+    float scale, cap;  // scores become cap * tanh(score / cap); 0: they stay
     int kept;  // not 0: what is found goes to the states, for the sets behind this one
     Type type;
 
@@ -108,6 +110,7 @@ struct Kernels {
     void (*heads[2])(Context&, const Heads&);
     void (*attention[2])(Context&, const Attention* sets, int64_t count);
     void (*draw)(Context&, const Draws&);
+    double (*register_loop[2])(Context&, int64_t rounds);  // only to be timed: see register_loop.h
 };
 
 Kernels portable_kernels();

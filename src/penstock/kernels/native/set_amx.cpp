@@ -7,6 +7,7 @@ Kernels amx_kernels() {
     Kernels kernels = avx512_bf16_kernels();
     kernels.linear[BFLOAT16] = linear_amx;
     kernels.attention[BFLOAT16] = attention_amx;
+    kernels.register_loop[BFLOAT16] = register_loop_amx;
     return kernels;
 }
 

@@ -39,6 +39,7 @@ struct PairUnit {
 Kernels avx512_bf16_kernels() {
     Kernels kernels = avx512_kernels();
     kernels.linear[BFLOAT16] = linear<PairUnit>;
+    kernels.register_loop[BFLOAT16] = register_loop<PairUnit>;
     return kernels;
 }
 

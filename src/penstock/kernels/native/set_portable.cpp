@@ -12,6 +12,7 @@ Kernels portable_kernels() {
         {place_heads<float>, place_heads<uint16_t>},
         {attention<float>, attention<uint16_t>},
         draw_rows,
+        {register_loop<WideUnit<float>>, register_loop<WideUnit<float>>},
     };
 }
 

@@ -53,7 +53,11 @@ PENSTOCK_INLINE Vec fma(Vec a, Vec b, Vec c) {
 PENSTOCK_INLINE Vec load(const uint16_t* from) {
     HalfVec half;
     std::memcpy(&half, from, sizeof half);
+#if defined(__AVX2__) && !defined(__AVX512F__)
+    return (Vec)_mm256_slli_epi32(_mm256_cvtepu16_epi32((__m128i)half), 16);  // GCC 12 widens in two halves below
+#else
     return (Vec)(__builtin_convertvector(half, BitVec) << 16);
+#endif
 }
 
 // The two neighbours along K of each column, from packed pairs.
@@ -143,6 +147,9 @@ PENSTOCK_INLINE Vec exp(Vec x) {
 }
 
 PENSTOCK_INLINE Vec sigmoid(Vec x) { return 1.0F / (exp(-x) + 1.0F); }
+
+// As in exact.py.
+PENSTOCK_INLINE Vec tanh(Vec x) { return sigmoid(x * 2.0F) * 2.0F - 1.0F; }
 
 PENSTOCK_INLINE float widen(float x) { return x; }
 

@@ -1,0 +1,36 @@
+// A loop to be timed: products whose operands stay in registers and the first-level cache, on every thread. What it
+// reaches is the most that any product can. Included once for each instruction set.
+#pragma once
+
+#include <cstring>
+
+#include "ops.h"
+
+namespace penstock {
+namespace {
+
+constexpr int64_t PRODUCTS_A_ROUND = 64;
+
+struct Nothing {
+    static void begin() {}
+    static void end() {}
+};
+
+// Calls product(memory) with `bytes` of zeros of a thread's own, between begin() and end() of a thread's work; gives the
+// operations of all calls.
+template <class Around = Nothing, class Product>
+double time_rounds(Context& context, int64_t rounds, int64_t bytes, double operations, Product&& product) {
+    context.reserve_own(bytes);
+    context.pool.run(rounds, [&](Tasks& tasks, int thread) {
+        char* memory = context.own_array<char>(thread);
+        std::memset(memory, 0, static_cast<size_t>(bytes));
+        Around::begin();
+        while (tasks.take() >= 0)
+            for (int64_t i = 0; i < PRODUCTS_A_ROUND; ++i) product(memory);
+        Around::end();
+    });
+    return operations * static_cast<double>(PRODUCTS_A_ROUND * rounds);
+}
+
+}  // namespace
+}  // namespace penstock
