@@ -64,13 +64,14 @@ def answer_all(
     num_blocks: int = 400,
     block_tokens: int = 16,
     token_budget: int = 256,
+    expected_tokens: int | None = None,
 ) -> tuple[list[Answer], Engine]:
-    """The answers in the order of the requests, and the engine that gave them."""
+    """The answers in the order of the requests, and the engine that gave them; too short a guess makes it preempt."""
     scheduler = Scheduler(num_blocks=num_blocks, block_tokens=block_tokens, token_budget=token_budget, max_sequences=32)
     engine = Engine(
         scheduler, tensors, decode=decode, eos_ids=frozenset({1}), context_tokens=4096, numerics=Numerics({})
     )
-    numbers = {engine.add(request): place for place, request in enumerate(requests)}
+    numbers = {engine.add(request, expected_tokens): place for place, request in enumerate(requests)}
     answers: dict[int, Answer] = {}
     while engine.num_unfinished:
         for event in engine.step():
@@ -143,7 +144,7 @@ def test_without_prefix_hits(model: Model) -> None:
 
 def test_with_little_kv(model: Model) -> None:
     tensors = model.open(num_blocks=67, block_tokens=4)
-    answers, engine = answer_all(rows(), tensors, num_blocks=67, block_tokens=4)
+    answers, engine = answer_all(rows(), tensors, num_blocks=67, block_tokens=4, expected_tokens=1)
     assert engine.stats().preemptions > 3
     assert answers == together(model)
 
@@ -155,7 +156,7 @@ def test_in_every_family_on_every_instruction_set(name: str, kernels: str) -> No
     model = Model(kernels, "bfloat16", name)
     first, _ = answer_all(some, model.open())
     small = model.open(num_blocks=90, block_tokens=4)
-    backwards, engine = answer_all(some[::-1], small, num_blocks=90, block_tokens=4, token_budget=48)
+    backwards, engine = answer_all(some[::-1], small, num_blocks=90, block_tokens=4, token_budget=48, expected_tokens=1)
     assert engine.stats().preemptions > 0
     assert backwards[::-1] == first
 
