@@ -11,9 +11,12 @@ from penstock import config
 from penstock.config import (
     Choice,
     EngineConfig,
+    Knee,
     Machine,
     Settings,
+    cache_folder,
     format_bytes,
+    hub_cache_folder,
     parse_bytes,
     read_machine,
     read_settings,
@@ -192,6 +195,33 @@ def test_sequences_and_budget_fit_each_other() -> None:
     assert values(max_sequences=65, token_budget=2048) == (65, 2048)
     with pytest.raises(ConfigError, match="max sequences is 64 and the token budget 32"):
         values(max_sequences=64, token_budget=32)
+
+
+def test_a_measured_knee_is_the_automatic_budget_beside_a_token_a_sequence_and_says_so() -> None:
+    asked: list[EngineConfig] = []
+
+    def find(given: EngineConfig) -> Knee | None:
+        asked.append(given)
+        return Knee(256, "profile of 2026-11-25")
+
+    found = resolve(Settings(threads=1), machine=CPU, spec=SPEC, stored_dtype="float32", find_knee=find)
+    assert found.config.token_budget == 320
+    assert Choice("token budget", "320", "profile of 2026-11-25: its knee is 256") in found.choices
+    assert [(a.device, a.dtype, a.threads, a.max_isa) for a in asked] == [("cpu", "float32", 1, None)]
+    told = Settings(token_budget=100, sources={"token_budget": "--token-budget"})
+    assert resolve(told, machine=CPU, spec=SPEC, stored_dtype="float32", find_knee=find).config.token_budget == 100
+    unknown = resolve(Settings(), machine=CPU, spec=SPEC, stored_dtype="float32", find_knee=lambda _: None)
+    assert unknown == resolve(Settings(), machine=CPU, spec=SPEC, stored_dtype="float32")
+
+
+def test_caches_are_where_the_environment_says() -> None:
+    home = Path.home()
+    assert cache_folder({}) == home / ".cache" / "penstock"
+    assert cache_folder({"XDG_CACHE_HOME": "/c"}) == Path("/c/penstock")
+    assert cache_folder({"XDG_CACHE_HOME": "not/absolute"}) == home / ".cache" / "penstock"
+    assert hub_cache_folder({}) == home / ".cache" / "huggingface" / "hub"
+    assert hub_cache_folder({"HF_HOME": "/hf"}) == Path("/hf/hub")
+    assert hub_cache_folder({"HF_HOME": "/hf", "HF_HUB_CACHE": "/hub"}) == Path("/hub")
 
 
 def test_the_machine_is_read_and_limits_of_control_groups_count(

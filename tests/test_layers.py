@@ -10,11 +10,14 @@ import pytest
 SOURCE = Path(__file__).parent.parent / "src" / "penstock"
 
 WORDS = {"__init__", "errors", "request", "step", "config", "fields", "protocol", "models.spec"}
-DECISIONS = {"blocks", "cost", "planner", "prefix", "scheduler", "sequence", "stops"}
+DECISIONS = {"blocks", "cost", "differences", "planner", "prefix", "profile", "scheduler", "sequence", "stops"}
 # and models.*, kernels.*
 TENSORS = {"kv", "device", "executor", "sampling", "tiling", "weights", "tokenizer", "checkpoint"}
-ENGINE = {"engine", "intake"}
-SURFACES = {"cli", "cli_bench", "cli_jobs", "cli_output", "cli_run", "llm", "__main__"}
+ENGINE = {"engine", "forecast", "intake", "measuring", "profile_store", "simulation"}
+SURFACES = {
+    *("cli", "cli_bench", "cli_doctor", "cli_jobs", "cli_output", "cli_plan", "cli_run", "llm", "__main__"),
+    *("doctor", "plan_report", "profile_report", "profiling"),
+}
 
 # Which layers a layer may import, itself included.
 MAY_IMPORT = {

@@ -15,8 +15,10 @@ import sys
 from collections.abc import Sequence
 
 from penstock.cli_bench import add_bench
+from penstock.cli_doctor import add_doctor
 from penstock.cli_jobs import add_jobs
 from penstock.cli_output import INTERRUPTED, REFUSED, STOPPED, failed, say
+from penstock.cli_plan import add_plan
 from penstock.cli_run import add_run
 from penstock.errors import PenstockError, Refused
 
@@ -53,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for add in (add_run, add_bench, add_jobs):
+    for add in (add_run, add_plan, add_bench, add_jobs, add_doctor):
         add(commands)
     return parser
 

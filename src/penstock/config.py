@@ -83,6 +83,17 @@ class Resolved(NamedTuple):
     choices: tuple[Choice, ...]
 
 
+class Knee(NamedTuple):
+    """Where a measured curve bends: tokens in a step beyond which little is gained; `source` says who measured."""
+
+    tokens: int
+    source: str
+
+
+# From a configuration to what was measured with it; None: nothing was.
+FindKnee = Callable[[EngineConfig], Knee | None]
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     """What was asked for, parsed and checked; None: choose.
@@ -204,13 +215,16 @@ def _refuse_unknown(environment: Mapping[str, str]) -> None:
             raise ConfigError(f"the environment variable {name} is no setting of Penstock; {hint}")
 
 
-def resolve(settings: Settings, *, machine: Machine, spec: DecoderSpec, stored_dtype: str) -> Resolved:
+def resolve(
+    settings: Settings, *, machine: Machine, spec: DecoderSpec, stored_dtype: str, find_knee: FindKnee | None = None
+) -> Resolved:
     """Turn every setting into a value, once, and say why.
 
     Args:
         settings: what was asked for.
         machine: what there is (see `read_machine`).
         spec: the model, for its dtype and the size of its KV; stored_dtype: the dtype of its checkpoint.
+        find_knee: looks up what was measured with a configuration (its memory and token budget count for nothing).
 
     Raises:
         ConfigError: values that cannot go together, or a device that is not there.
@@ -228,17 +242,19 @@ def resolve(settings: Settings, *, machine: Machine, spec: DecoderSpec, stored_d
     dtype = choose("dtype", settings.dtype, (stored_dtype, "model"))
     threads = choose("threads", settings.threads, (machine.cores, "machine: its physical cores"))
     sequences = choose("max_sequences", settings.max_sequences, _auto_sequences(device, settings.token_budget))
-    budget = choose("token_budget", settings.token_budget, _auto_budget(device, sequences))
+    isa = settings.max_isa
+    knee = find_knee(EngineConfig(device, dtype, 0, 0, sequences, threads=threads, max_isa=isa)) if find_knee else None
+    budget = choose("token_budget", settings.token_budget, _auto_budget(device, sequences, knee))
     if sequences > budget:
         raise ConfigError(
             f"max sequences is {sequences} and the token budget {budget}; each running sequence takes at least one "
             f"token of a step, so use --token-budget {sequences} or more, or --max-sequences {budget} or less"
         )
     automatic_kv = _auto_kv(machine, spec=spec, device=device, dtype=dtype, sequences=sequences)
-    if settings.max_isa is not None:
-        choose("max_isa", settings.max_isa, (settings.max_isa, ""))
+    if isa is not None:
+        choose("max_isa", isa, (isa, ""))
     kv_bytes = choose("kv_memory_bytes", settings.kv_memory_bytes, automatic_kv, format_bytes)
-    config = EngineConfig(device, dtype, kv_bytes, budget, sequences, threads=threads, max_isa=settings.max_isa)
+    config = EngineConfig(device, dtype, kv_bytes, budget, sequences, threads=threads, max_isa=isa)
     return Resolved(config, tuple(choices))
 
 
@@ -253,7 +269,10 @@ def _auto_sequences(device: str, asked_budget: int | None) -> tuple[int, str]:
     return most, f"default on {device}"
 
 
-def _auto_budget(device: str, sequences: int) -> tuple[int, str]:
+def _auto_budget(device: str, sequences: int, knee: Knee | None) -> tuple[int, str]:
+    """As many tokens of prompts as the knee has, beside a token of each sequence that decodes."""
+    if knee is not None:
+        return -(-(knee.tokens + sequences) // TILE_ROWS) * TILE_ROWS, f"{knee.source}: its knee is {knee.tokens}"
     least = -(-sequences // TILE_ROWS) * TILE_ROWS
     if least > AUTO_TOKEN_BUDGET[device]:
         return least, "one token a sequence"
@@ -326,6 +345,21 @@ def _first_line(path: Path, starting: str = "") -> str | None:
             if line.startswith(starting):
                 return line
     return None
+
+
+def cache_folder(environment: Mapping[str, str] | None = None) -> Path:
+    """Where Penstock keeps what it can make again: `penstock` in XDG_CACHE_HOME, or in ~/.cache."""
+    given = (os.environ if environment is None else environment).get("XDG_CACHE_HOME", "")
+    return (Path(given) if Path(given).is_absolute() else Path.home() / ".cache") / "penstock"
+
+
+def hub_cache_folder(environment: Mapping[str, str] | None = None) -> Path:
+    """Where the Hugging Face library keeps checkpoints: HF_HUB_CACHE, or `hub` in HF_HOME or in its usual place."""
+    environment = os.environ if environment is None else environment
+    if given := environment.get("HF_HUB_CACHE"):
+        return Path(given).expanduser()
+    cache = Path(environment.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    return Path(environment.get("HF_HOME") or cache / "huggingface").expanduser() / "hub"
 
 
 def wait_passively() -> None:

@@ -3,7 +3,7 @@
 Owns what is timed. Working sets are a quarter larger than the last-level cache, walked through once a pass, so nothing
 is found in a cache; of several passes the fastest counts, for everything that disturbs makes a pass slower. What is
 timed as products and as reading are functions in two tables, so another kernel is one more row there.
-Called with a JSON object {"dtype", "threads"} as its argument; the last line of stdout is the `Limits`.
+Called with a JSON object {"dtype", "threads", "is_quick"} as its argument; the last line of stdout is the `Limits`.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ READS: dict[str, Read] = {
 }
 
 
-def measure(dtype: str, threads: int) -> Limits:
-    """Measure every limit; takes a few seconds a pass."""
+def measure(dtype: str, threads: int, *, is_quick: bool = False) -> Limits:
+    """Measure every limit; takes a few seconds a pass. Quick: only the first product that can be made is timed."""
     torch.set_num_threads(threads)
     size_bytes, note = working_set()
     with torch.inference_mode():
-        gemm = _gemm(dtype, threads, size_bytes, note)
+        gemm = _gemm(dtype, threads, size_bytes, note=note, is_quick=is_quick)
         read = _read(size_bytes, note)
     return Limits(dtype, threads, gemm, read, _tile(dtype, threads))
 
@@ -62,12 +62,15 @@ def working_set() -> tuple[int, str]:
     return wanted, known
 
 
-def _gemm(dtype: str, threads: int, size_bytes: int, note: str) -> Ceiling:
+def _gemm(dtype: str, threads: int, size_bytes: int, *, note: str, is_quick: bool) -> Ceiling:
     matrix_bytes = WIDTH * WIDTH * ELEMENT_BYTES[dtype]
     count = max(1, -(-size_bytes // matrix_bytes))
     flops = 2 * ROWS * WIDTH * WIDTH * count
-    rates, missing = {}, ""
+    rates: dict[str, float] = {}
+    missing = ""
     for name, product in PRODUCTS.items():
+        if is_quick and rates:
+            break
         made = product(dtype, threads, count)
         if isinstance(made, str):
             missing += f"; without {name}: {made}"
@@ -148,4 +151,4 @@ def _least_s(run: Callable[..., object], *arguments: object) -> float:
 
 if __name__ == "__main__":
     asked = json.loads(sys.argv[1])
-    sys.stdout.write(measure(asked["dtype"], asked["threads"]).dumps() + "\n")
+    sys.stdout.write(measure(**asked).dumps() + "\n")

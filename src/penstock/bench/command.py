@@ -148,15 +148,24 @@ def _limits(asked: Asked, config: EngineConfig, tell: Callable[[str], None]) -> 
     if asked.ceilings is not None and asked.ceilings.exists():
         return read_limits(asked.ceilings, dtype=config.dtype, threads=threads)
     tell("measuring the limits of this machine")
-    what = json.dumps({"dtype": config.dtype, "threads": threads})
-    command = [sys.executable, "-m", "penstock.bench.ceilings", what]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise BenchFailed(f"the limits could not be measured:\n{done.stderr.strip()}\n(--no-ceilings goes without)")
-    limits = Limits.loads(done.stdout.splitlines()[-1])
+    limits = measure_limits(config.dtype, threads)
     if asked.ceilings is not None:
         asked.ceilings.write_text(limits.dumps() + "\n", encoding="utf-8")
     return limits
+
+
+def measure_limits(dtype: str, threads: int, *, is_quick: bool = False) -> Limits:
+    """Measure the machine's limits, in a process of its own; quick: with one kind of product only.
+
+    Raises:
+        BenchFailed: that process ended without them.
+    """
+    asked = json.dumps({"dtype": dtype, "threads": threads, "is_quick": is_quick})
+    command = [sys.executable, "-m", "penstock.bench.ceilings", asked]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise BenchFailed(f"the limits could not be measured:\n{done.stderr.strip()}\n(--no-ceilings goes without)")
+    return Limits.loads(done.stdout.splitlines()[-1])
 
 
 def _terms(

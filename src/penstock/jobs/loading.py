@@ -10,10 +10,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from penstock.config import Choice, EngineConfig, Settings, read_machine, resolve, wait_passively
+from penstock.config import Choice, EngineConfig, Resolved, Settings, read_machine, resolve, wait_passively
 from penstock.engine import EngineStats, Event, open_engine
 from penstock.intake import Intake
 from penstock.jobs.tokenizing import Setup
+from penstock.profile_store import knee_finder
 from penstock.protocol import BatchRow
 from penstock.request import Request
 
@@ -110,9 +111,7 @@ class CheckpointModel:
 
     def resolve(self) -> tuple[Choice, ...]:
         """Choose every setting that was left open, once."""
-        found = self._checkpoint
-        machine = read_machine(cuda_free_bytes=_cuda_free_bytes(self._settings.device))
-        resolved = resolve(self._settings, machine=machine, spec=found.spec, stored_dtype=found.dtype)
+        resolved = resolve_here(self._checkpoint, self._settings)
         self._config = resolved.config
         seed = Choice("seed", str(self._settings.seed or 0), self._settings.sources.get("seed", "default"))
         return (*resolved.choices, seed)
@@ -143,6 +142,17 @@ def find_model(name: str, settings: Settings) -> CheckpointModel:
     from penstock.checkpoint import find_checkpoint
 
     return CheckpointModel(find_checkpoint(name), settings)
+
+
+def resolve_here(checkpoint: Checkpoint, settings: Settings) -> Resolved:
+    """Choose every setting that was left open, by what this machine has and what was measured on it."""
+    return resolve(
+        settings,
+        machine=read_machine(cuda_free_bytes=_cuda_free_bytes(settings.device)),
+        spec=checkpoint.spec,
+        stored_dtype=checkpoint.dtype,
+        find_knee=knee_finder(checkpoint.spec),
+    )
 
 
 def _cuda_free_bytes(device: str | None) -> int | None:

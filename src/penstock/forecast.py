@@ -1,0 +1,251 @@
+"""`Forecast`: how long a planned job will take and why, with a range; from simulating it, or parts of it.
+
+Owns how parts stand for the whole. A job of more work than `MOST_WORK` is not simulated whole, but in three windows of
+consecutive rows, at the start, in the middle and at the end. Each window is run twice, its first half and all of it:
+what the second half added, for each unit of weight (what a row takes by its lengths alone), has neither the start nor
+the end of a job in it. The job is the first window, and the rest of its weight at the mean of these rates.
+One idea: weights are known for every row and cheap, rates differ little; so the product is exact where it matters.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from array import array
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import NamedTuple
+
+from penstock.profile import Work
+from penstock.simulation import SimRow, Simulated, Terms, simulate
+
+MOST_WORK = 60_000  # tokens drawn in simulations of one job, about: one or two seconds
+NUM_WINDOWS = 3
+GENERATIONS = 2  # of rows that run at once, in a window: one a half, for rows of one length end together
+LEAST_ERROR = 0.1  # what a machine differs from itself, from day to day
+LENGTH_FACTOR = 4  # a guessed answer may be so many times shorter, or longer up to its max_tokens
+
+
+class Outline(NamedTuple):
+    """A row's lengths in the order of the plan: its prompt, what of it is new, and all of its answers."""
+
+    prompt_tokens: int
+    new_tokens: int
+    output_tokens: int
+
+
+LoadRows = Callable[[int, int], list[SimRow]]
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """What a job will take.
+
+    Attributes:
+        simulated: the job's numbers, scaled where not all of it was simulated.
+        low_s, high_s: the seconds to be reckoned with; rows: of the job; simulated_rows: those that stood for them.
+        error: the relative error of `simulated.seconds`, were all lengths as expected.
+    """
+
+    simulated: Simulated
+    low_s: float
+    high_s: float
+    error: float
+    rows: int
+    simulated_rows: int
+
+    @property
+    def seconds(self) -> float:
+        """The seconds expected."""
+        return self.simulated.seconds
+
+    @property
+    def optimal_share(self) -> float | None:
+        """What part of the time is needed at least on this machine."""
+        least = self.simulated.optimal_s
+        return least / self.seconds if least is not None and self.seconds else None
+
+
+class Limits(NamedTuple):
+    """How much of a job to simulate: work in all, about, in so many windows of multiples of `least_rows` rows."""
+
+    work: float
+    windows: int
+    least_rows: int
+
+
+class Estimate(NamedTuple):
+    """A simulated job; the relative spread of its windows; the rows that were simulated."""
+
+    simulated: Simulated
+    spread: float
+    rows: int
+
+
+def forecast(outlines: Sequence[Outline], load: LoadRows, terms: Terms, *, is_certain: bool) -> Forecast:
+    """Predict a job from its rows' lengths; `load(first, last)` gives the rows themselves, in the same order.
+
+    Args:
+        is_certain: answers have exactly the lengths given, whatever the model says.
+    """
+    expected = estimate(outlines, load, terms)
+    error = math.hypot(max(LEAST_ERROR, 2 * terms.profile.error), 2 * expected.spread)
+    seconds = [expected.simulated.seconds]
+    if not is_certain:
+        for change in (shorter, longer):
+            loaded = _changed(load, change)
+            seconds.append(estimate(outlines, loaded, terms).simulated.seconds)
+    return Forecast(
+        simulated=expected.simulated,
+        low_s=min(seconds) / (1 + error),
+        high_s=max(seconds) * (1 + error),
+        error=error,
+        rows=len(outlines),
+        simulated_rows=expected.rows,
+    )
+
+
+def shorter(row: SimRow) -> SimRow:
+    """The row, should its answer be much shorter than it is taken to be."""
+    return row._replace(output_tokens=max(1, row.output_tokens // LENGTH_FACTOR), expected_tokens=row.output_tokens)
+
+
+def longer(row: SimRow) -> SimRow:
+    """The row, should its answer be much longer than it is taken to be (the simulation ends it at its max_tokens)."""
+    return row._replace(output_tokens=row.output_tokens * LENGTH_FACTOR, expected_tokens=row.output_tokens)
+
+
+def _changed(load: LoadRows, change: Callable[[SimRow], SimRow]) -> LoadRows:
+    return lambda first, last: [change(row) for row in load(first, last)]
+
+
+def estimate(outlines: Sequence[Outline], load: LoadRows, terms: Terms, limits: Limits | None = None) -> Estimate:
+    """Simulate a job, or windows of it."""
+    limits = limits or Limits(MOST_WORK, NUM_WINDOWS, GENERATIONS * terms.config.max_sequences)
+    amounts = array("d", (_amount(outline, terms) for outline in outlines))
+    windows = _windows(amounts, limits)
+    if sum(amounts) <= limits.work or windows == [(0, len(outlines))]:
+        return Estimate(simulate(load(0, len(outlines)), terms), 0.0, len(outlines))
+    weights = array("d", (weight(outline, terms) for outline in outlines))
+    runs = [_run(load(*window), weights[slice(*window)], terms) for window in windows]
+    rates = [run.rates for run in runs]
+    rest = sum(weights) - sum(weights[slice(*windows[0])])
+    mean = [statistics.fmean(values) for values in zip(*rates, strict=True)]
+    whole = _from_numbers([a + rest * b for a, b in zip(_numbers(runs[0].whole), mean, strict=True)], runs)
+    counted = _count_tokens(whole, outlines, [(first + (last - first) // 2, last) for first, last in windows], runs)
+    return Estimate(counted, _spread([rate[0] for rate in rates]), sum(last - first for first, last in windows))
+
+
+def _spread(values: Sequence[float]) -> float:
+    """The relative standard error of the mean; nothing is known of it from one value."""
+    if len(values) < 2:
+        return 0.0
+    return statistics.stdev(values) / statistics.fmean(values) / math.sqrt(len(values))
+
+
+def _count_tokens(
+    whole: Simulated, outlines: Sequence[Outline], halves: Sequence[tuple[int, int]], runs: Sequence[_Run]
+) -> Simulated:
+    """Tokens are known better than by weight: answers by their lengths, prompts by what of them is new.
+
+    What was computed again, or found beyond what is shared with the row before, is taken from the windows.
+    """
+
+    def new(first: int, last: int) -> int:
+        return sum(outline.new_tokens for outline in outlines[first:last])
+
+    prefilled = sum(run.added_prompt_tokens for run in runs)
+    computed = round(prefilled / max(1, sum(new(*half) for half in halves)) * new(0, len(outlines)))
+    output = sum(outline.output_tokens for outline in outlines)
+    cached = max(0, sum(outline.prompt_tokens for outline in outlines) - computed)
+    return replace(whole, computed_tokens=computed + output - len(outlines), cached_tokens=cached, output_tokens=output)
+
+
+def _amount(outline: Outline, terms: Terms) -> float:
+    """What a row takes to simulate: a chunk for each of its tokens drawn, and for each piece of its prompt."""
+    return outline.output_tokens + 1 + outline.new_tokens / terms.config.token_budget
+
+
+def weight(outline: Outline, terms: Terms) -> float:
+    """What a row takes by its lengths alone, in full steps: seconds, about."""
+    profile, sequences = terms.profile, terms.config.max_sequences
+    budget = terms.config.token_budget
+    context = outline.prompt_tokens + outline.output_tokens // 2
+    none = Work(*[0] * len(Work._fields))
+    prefill = profile.seconds(none._replace(tokens=budget)) / budget
+    counts = dict.fromkeys(("tokens", "samples", "chunks"), sequences)
+    decode = profile.seconds(none._replace(**counts, reads=sequences * context)) / sequences
+    return outline.new_tokens * prefill + outline.output_tokens * decode
+
+
+def _windows(amounts: Sequence[float], limits: Limits) -> list[tuple[int, int]]:
+    """Ranges of rows spread over the job, the last one at its end; fewer where they would touch."""
+    rows, number = len(amounts), limits.windows
+    part = rows // number
+    if number > 1 and part < limits.least_rows:
+        return _windows(amounts, limits._replace(windows=1))
+    most = limits.work / (1.5 * number)
+    found = [(at * part, at * part + _reach(amounts, at * part, most, limits.least_rows)) for at in range(number)]
+    if number > 1:
+        start, end = found[-1]
+        found[-1] = (rows - (end - start), rows)
+    return [(start, min(end, rows)) for start, end in found]
+
+
+def _reach(amounts: Sequence[float], start: int, most: float, least_rows: int) -> int:
+    """How many rows from `start` on have so much work, in whole multiples of `least_rows`."""
+    done, count = 0.0, 0
+    while start + count < len(amounts) and (done < most or count % least_rows):
+        done += amounts[start + count]
+        count += 1
+    return count
+
+
+class _Run(NamedTuple):
+    """A window's simulation, and what its second half added for each unit of weight; of prompts, in all."""
+
+    whole: Simulated
+    rates: list[float]
+    added_prompt_tokens: int
+
+
+def _run(rows: list[SimRow], weights: Sequence[float], terms: Terms) -> _Run:
+    half = len(rows) // 2
+    first, whole = simulate(rows[:half], terms), simulate(rows, terms)
+    added = sum(weights[half:]) or 1.0
+    prompts = _prompt_tokens(whole, len(rows)) - _prompt_tokens(first, half)
+    return _Run(whole, [(b - a) / added for a, b in zip(_numbers(first), _numbers(whole), strict=True)], prompts)
+
+
+def _prompt_tokens(found: Simulated, rows: int) -> int:
+    """Tokens of prompts that were computed: an answer's last token is drawn, but not computed."""
+    return found.computed_tokens - found.output_tokens + rows
+
+
+# --- the numbers of a simulation, in a row
+
+
+_SUMS = ("seconds", "steps", "preemptions", "computed_tokens", "cached_tokens", "output_tokens", "failed")
+
+
+def _numbers(found: Simulated) -> list[float]:
+    """All that adds up over a job, `seconds` first."""
+    return [*(float(getattr(found, name)) for name in _SUMS), found.optimal_s or 0.0, *found.parts.values()]
+
+
+def _from_numbers(numbers: Iterable[float], runs: Sequence[_Run]) -> Simulated:
+    values = list(numbers)
+    first = runs[0].whole
+    types = {field.name: field.type for field in fields(Simulated)}
+    sums = {
+        name: value if types[name] == "float" else round(max(0.0, value))
+        for name, value in zip(_SUMS, values, strict=False)
+    }
+    rest = values[len(_SUMS) :]
+    return replace(
+        first,
+        **sums,  # type: ignore[arg-type]
+        optimal_s=None if first.optimal_s is None else rest[0],
+        peak_kv_tokens=max(run.whole.peak_kv_tokens for run in runs),
+        parts=dict(zip(first.parts, rest[1:], strict=True)),
+    )

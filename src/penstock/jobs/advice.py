@@ -1,0 +1,185 @@
+"""What would make a job faster: variants of it, simulated beside it, best first.
+
+Owns which variants are tried. Every saving is the difference of two simulations of the same rows, as a share of the
+time that is expected; nothing is advised on a rule of thumb. Variants: more KV memory, other limits of a step, the line
+that keeps prompts from being shared moved to their end, equal rows made to be computed once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import NamedTuple, Protocol
+
+from penstock.config import EngineConfig, format_bytes
+from penstock.differences import Difference, Text, find_difference, move_line
+from penstock.errors import RowError
+from penstock.forecast import Limits, LoadRows, Outline, estimate, weight
+from penstock.jobs.tokenizing import Setup
+from penstock.planner import guess_tokens
+from penstock.protocol import BatchRow, Message, Prompt
+from penstock.simulation import SimRow, Simulated, Terms, simulate
+
+WORTH_TELLING = 0.01  # of the time
+MOST_ADVICE = 3
+VARIANT_WORK = 15_000  # tokens drawn to try a variant, about
+FACTORS = (2, 4)
+ROWS_PER_SEQUENCE = 4  # rows to try a variant on, for each that runs at once
+TIGHT = 0.7  # of the KV memory: where less is used, more would change nothing
+EXCERPT = 60
+
+
+class Advice(NamedTuple):
+    """What to do, and what it saves: seconds, and the share of the time expected."""
+
+    text: str
+    saved_s: float
+    saved_share: float
+
+
+class AdvisedJob(Protocol):
+    """What is asked of a job (see `PlannedJob`)."""
+
+    outlines: list[Outline]
+    equal_unmerged_rows: int
+
+    @property
+    def load(self) -> LoadRows:
+        """The rows number first .. last."""
+
+    @property
+    def sample(self) -> list[BatchRow]:
+        """Some rows, evenly spread over the job."""
+
+
+class _Saving(NamedTuple):
+    text: str
+    share: float
+
+
+def advise(job: AdvisedJob, *, terms: Terms, setup: Setup, seconds: float) -> tuple[Advice, ...]:
+    """The things that would help most; empty where nothing that was tried would."""
+    found = [*_settings(job, terms), *_equal_rows(job, terms), *_messages(job.sample, terms, setup)]
+    worth = sorted((saving for saving in found if saving.share >= WORTH_TELLING), key=lambda saving: -saving.share)
+    return tuple(Advice(text, share * seconds, share) for text, share in worth[:MOST_ADVICE])
+
+
+# --- settings
+
+
+def _settings(job: AdvisedJob, terms: Terms) -> Iterator[_Saving]:
+    """The best of each kind of variant of the settings."""
+    if not job.outlines:
+        return
+
+    limits = Limits(VARIANT_WORK, 1, ROWS_PER_SEQUENCE * terms.config.max_sequences)
+
+    def run(config: EngineConfig) -> Simulated:
+        return estimate(job.outlines, job.load, terms._replace(config=config), limits).simulated
+
+    usual = run(terms.config)
+    is_tight = (
+        usual.preemptions or usual.peak_kv_tokens * terms.kv_bytes_per_token > TIGHT * terms.config.kv_memory_bytes
+    )
+    kinds = [_sequences(terms.config), _budgets(terms.config), *([_memories(terms.config)] if is_tight else [])]
+    for variants in kinds:
+        yield _first_good([_Saving(text, 1 - run(config).seconds / usual.seconds) for text, config in variants])
+
+
+def _first_good(savings: Sequence[_Saving]) -> _Saving:
+    """The first variant that saves nearly as much as the best one: variants ask for more and more."""
+    most = max(saving.share for saving in savings)
+    return next(saving for saving in savings if saving.share >= most - WORTH_TELLING)
+
+
+def _memories(config: EngineConfig) -> Iterator[tuple[str, EngineConfig]]:
+    for factor in FACTORS:
+        size = factor * config.kv_memory_bytes
+        text = f"more KV memory: --kv-memory {format_bytes(size).replace(' ', '')}"
+        yield f"{text} ({format_bytes(config.kv_memory_bytes)} now)", replace(config, kv_memory_bytes=size)
+
+
+def _sequences(config: EngineConfig) -> Iterator[tuple[str, EngineConfig]]:
+    sequences = 2 * config.max_sequences
+    budget = config.token_budget + sequences - config.max_sequences
+    text = f"more rows at once: --max-sequences {sequences} --token-budget {budget} ({config.max_sequences} now)"
+    yield text, replace(config, max_sequences=sequences, token_budget=budget)
+
+
+def _budgets(config: EngineConfig) -> Iterator[tuple[str, EngineConfig]]:
+    for budget in (config.token_budget // 2, 2 * config.token_budget):
+        if budget >= config.max_sequences:
+            size = "larger" if budget > config.token_budget else "smaller"
+            text = f"{size} steps: --token-budget {budget} ({config.token_budget} now)"
+            yield text, replace(config, token_budget=budget)
+
+
+# --- rows
+
+
+def _equal_rows(job: AdvisedJob, terms: Terms) -> Iterator[_Saving]:
+    """Rows that ask what another asks, but draw at random without a seed: they may not share one answer."""
+    random = [row for row in job.sample if row.params.temperature and row.params.seed is None]
+    if not job.equal_unmerged_rows or 2 * len(random) < len(job.sample):
+        return
+    weights = [weight(outline, terms) for outline in job.outlines]
+    repeated = sum(w for w, outline in zip(weights, job.outlines, strict=True) if not outline.new_tokens)
+    text = (
+        f"{job.equal_unmerged_rows} rows have the prompt of another row and draw at random without a seed; with "
+        "temperature 0 or a seed, equal rows are computed once"
+    )
+    yield _Saving(text, repeated / sum(weights))
+
+
+def _messages(sample: Sequence[BatchRow], terms: Terms, setup: Setup) -> Iterator[_Saving]:
+    """The line that differs in nearly every row although what follows is the same."""
+    texts = [(row, found) for row in sample if (found := texts_of(row.prompt)) is not None]
+    difference = find_difference([found for _, found in texts])
+    if difference is None:
+        return
+    as_it_is = [replace(row, prompt=_prompt_of(row.prompt, found)) for row, found in texts]
+    moved = [replace(row, prompt=_prompt_of(row.prompt, move_line(found, difference.place))) for row, found in texts]
+    before, after = (_sorted_seconds(rows, terms, setup) for rows in (as_it_is, moved))
+    if before:
+        yield _Saving(_tell(difference), 1 - after / before)
+
+
+def _tell(difference: Difference) -> str:
+    shown = difference.example if len(difference.example) <= EXCERPT else difference.example[: EXCERPT - 3] + "..."
+    where = f"line {difference.place.line + 1} of the {difference.role} message"
+    share = "every row" if difference.rows_share == 1 else f"{difference.rows_share:.0%} of the rows"
+    return (
+        f"{where} ({shown!r}) differs in {share}; after it {difference.after_share:.0%} of the prompt is shared: move "
+        "that line to the end"
+    )
+
+
+def texts_of(prompt: Prompt) -> tuple[Text, ...] | None:
+    """The lines of a prompt that is text; None: it is token ids."""
+    if isinstance(prompt, str):
+        return (Text("prompt", tuple(prompt.split("\n"))),)
+    messages = [part for part in prompt if isinstance(part, Message)]
+    return tuple(Text(m.role, tuple(m.content.split("\n"))) for m in messages) or None
+
+
+def _prompt_of(prompt: Prompt, texts: Sequence[Text]) -> Prompt:
+    """The same kind of prompt with these texts."""
+    contents = ["\n".join(text.lines) for text in texts]
+    if isinstance(prompt, str):
+        return contents[0]
+    messages = [part for part in prompt if isinstance(part, Message)]
+    return tuple(m._replace(content=content) for m, content in zip(messages, contents, strict=True))
+
+
+def _sorted_seconds(rows: Sequence[BatchRow], terms: Terms, setup: Setup) -> float:
+    """What rows take in the order of their tokens, as a plan has them."""
+    request_of = setup.open()
+    found = []
+    for row in rows:
+        try:
+            prompt = request_of(row).prompt_tokens
+        except RowError:
+            continue  # one that does not fit; the plan counts it
+        expected = guess_tokens(row.params.max_tokens, terms.spec.context_tokens - len(prompt))
+        found.append(SimRow(prompt, expected, row.params))
+    return simulate(sorted(found, key=lambda row: row.prompt), terms).seconds

@@ -1,0 +1,155 @@
+"""`PlannedJob`: a plan as the forecast needs it, and `Outlook`: all that `penstock plan` says of a job.
+
+Owns the way from a plan's rows to rows that can be simulated. Of each row only lengths are held; the rows that are
+simulated, or looked at as texts, are read again from the plan and the input.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+from penstock.forecast import Forecast, Outline, forecast
+from penstock.jobs.advice import Advice, advise
+from penstock.jobs.formats import LineReader
+from penstock.jobs.plan_file import PlanFile, PlannedRow, PlanTotals
+from penstock.jobs.tokenizing import Setup
+from penstock.planner import common_tokens, unpack_tokens
+from penstock.protocol import BatchRow, parse_row
+from penstock.request import SamplingParams
+from penstock.simulation import SimRow, Terms
+
+SAMPLE_ROWS = 200
+
+
+class PlannedJob:
+    """The rows of a plan that are computed: not those that cannot be answered, nor those that get another's answer."""
+
+    def __init__(self, plan: PlanFile, input_file: Path) -> None:
+        self._plan = plan
+        self._lines = LineReader(input_file)
+        self._positions = array("q")
+        self.outlines: list[Outline] = []
+        self.equal_unmerged_rows = 0  # that ask what the row before them asks, and are drawn anew all the same
+        self._read()
+
+    def _read(self) -> None:
+        before = b""
+        for row in filter(_is_computed, self._plan.rows()):
+            assert row.tokens is not None
+            shared = common_tokens(before, row.tokens)
+            self.equal_unmerged_rows += row.tokens == before
+            before = row.tokens
+            self._positions.append(row.position)
+            length = row.prompt_tokens
+            self.outlines.append(Outline(length, length - shared, row.expected_tokens * row.samples))
+
+    def load(self, first: int, last: int) -> list[SimRow]:
+        """The rows number first .. last, as they can be simulated."""
+        rows = [(row, self._asks(row)) for row in self._rows(first, last)]
+        return [SimRow(unpack_tokens(row.tokens or b""), row.expected_tokens, asks.params) for row, asks in rows]
+
+    @cached_property
+    def sample(self) -> list[BatchRow]:
+        """Some rows, evenly spread over the job."""
+        count = len(self._positions)
+        numbers = sorted({n * count // SAMPLE_ROWS for n in range(min(SAMPLE_ROWS, count))} if count else ())
+        if count <= SAMPLE_ROWS:
+            numbers = list(range(count))
+        return [self._asks(row) for number in numbers for row in self._rows(number, number + 1)]
+
+    @property
+    def is_certain(self) -> bool:
+        """Whether answers have the lengths that the rows ask for, by those of the sample."""
+        return all(is_fixed(asks.params) for asks in self.sample)
+
+    def _rows(self, first: int, last: int) -> Iterator[PlannedRow]:
+        if first < last:
+            before, end = self._positions[first] - 1, self._positions[last - 1]
+            yield from filter(_is_computed, self._plan.page(before, end - before))
+
+    def _asks(self, row: PlannedRow) -> BatchRow:
+        data = row.data if row.at is None else self._lines.read(row.at, row.size_bytes)
+        assert data is not None
+        return parse_row(data)
+
+    def close(self) -> None:
+        """Close the input."""
+        self._lines.close()
+
+
+def _is_computed(row: PlannedRow) -> bool:
+    return row.tokens is not None and row.leader == row.row and row.first_line is None
+
+
+def is_fixed(params: SamplingParams) -> bool:
+    """Whether an answer has max_tokens, whatever the model says."""
+    if params.max_tokens is None:
+        return False
+    never_ends = params.ignore_eos and not params.stop and not params.stop_token_ids
+    return never_ends or params.min_tokens >= params.max_tokens or params.max_tokens == 1
+
+
+class Price(NamedTuple):
+    """What an hour of the machine costs, and what it draws; None where it was not said."""
+
+    per_hour: float | None = None
+    watts: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """What `penstock plan` says of a job.
+
+    Attributes:
+        totals: the plan's numbers; forecast: what it will take; advice: what would help most, best first.
+        kv_bytes: what the job's keys and values take at most at once; kv_memory_bytes: what they may take.
+        is_certain: whether answers have exactly the lengths expected.
+    """
+
+    totals: PlanTotals
+    forecast: Forecast
+    advice: tuple[Advice, ...]
+    kv_bytes: int
+    kv_memory_bytes: int
+    is_certain: bool
+    price: Price
+
+    @property
+    def hit_share(self) -> float:
+        """The share of prompt tokens that are found in the cache."""
+        found = self.forecast.simulated
+        total = found.cached_tokens + found.computed_tokens - found.output_tokens
+        return found.cached_tokens / total if total > 0 else 0.0
+
+    @property
+    def money(self) -> float | None:
+        """What the machine costs for that long."""
+        return None if self.price.per_hour is None else self.price.per_hour * self.forecast.seconds / 3600
+
+    @property
+    def energy_kwh(self) -> float | None:
+        """What it draws meanwhile, in kilowatt-hours."""
+        return None if self.price.watts is None else self.price.watts * self.forecast.seconds / 3.6e6
+
+
+def look_ahead(plan: PlanFile, input_file: Path, *, terms: Terms, setup: Setup, price: Price) -> Outlook:
+    """Forecast a planned job and look for what would help it."""
+    job = PlannedJob(plan, input_file)
+    try:
+        found = forecast(job.outlines, job.load, terms, is_certain=job.is_certain)
+        return Outlook(
+            totals=plan.totals(),
+            forecast=found,
+            advice=advise(job, terms=terms, setup=setup, seconds=found.seconds),
+            kv_bytes=found.simulated.peak_kv_tokens * terms.kv_bytes_per_token,
+            kv_memory_bytes=terms.config.kv_memory_bytes,
+            is_certain=job.is_certain,
+            price=price,
+        )
+    finally:
+        job.close()

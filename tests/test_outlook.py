@@ -1,0 +1,194 @@
+"""Protects what `penstock plan` says of a job: numbers by hand on small inputs, and advice that was simulated."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from penstock.forecast import Outline
+from penstock.jobs.advice import Advice, advise, texts_of
+from penstock.jobs.outlook import Outlook, PlannedJob, Price, is_fixed, look_ahead
+from penstock.jobs.plan_file import remove_plan
+from penstock.jobs.planning import Planning, make_plan
+from penstock.plan_report import describe_outlook, outlook_as_json
+from penstock.protocol import BatchRow, Message, parse_row
+from penstock.request import Request, SamplingParams, TokenSpan
+from penstock.simulation import SimRow, Terms
+from tests.job_runs import row, write_rows
+from tests.profiles import KV_BYTES, profile, terms
+
+GREEDY = {"temperature": 0, "ignore_eos": True}
+
+
+class Letters:
+    """A token a character, as `Setup` says how rows become requests."""
+
+    model = "letters"
+    context_tokens = 512
+
+    def open(self) -> Callable[[BatchRow], Request]:
+        return self._request
+
+    def _request(self, asks: BatchRow) -> Request:
+        if isinstance(asks.prompt, str):
+            tokens = tuple(asks.prompt.encode())
+        else:
+            texts = texts_of(asks.prompt)
+            tokens = tuple("|".join("\n".join(t.lines) for t in texts or ()).encode()) or asks.prompt  # type: ignore[assignment]
+        return Request((TokenSpan(tokens),), asks.params)
+
+    def key(self) -> str:
+        return "letters"
+
+
+def look(folder: Path, rows: Sequence[str], known: Terms | None = None, price: Price | None = None) -> Outlook:
+    given = write_rows(folder / "in.jsonl", rows)
+    remove_plan(folder / "plan")
+    plan, lost = make_plan(folder / "plan", Planning(given, Letters(), "key", 0, lambda rows: None))
+    assert lost == 0
+    with closing(plan):
+        return look_ahead(plan, given, terms=known or terms(), setup=Letters(), price=price or Price())
+
+
+def test_a_small_job_by_hand(tmp_path: Path) -> None:
+    shared = [7] * 16
+    rows = [row("a", [*shared, 1], **GREEDY), "{", row("b", [*shared, 2], **GREEDY), row("c", [*shared, 1], **GREEDY)]
+    found = look(tmp_path, rows, price=Price(per_hour=3600.0, watts=1000.0))
+    totals, simulated = found.totals, found.forecast.simulated
+    assert (totals.rows, totals.bad_rows, totals.equal_rows) == (4, 1, 1)
+    assert (totals.prompt_tokens, totals.distinct_tokens) == (34, 18)
+    # 17 tokens and then 1 of prompt; then two rows draw twice more (three tokens each)
+    assert (simulated.computed_tokens, simulated.cached_tokens, simulated.output_tokens) == (22, 16, 6)
+    assert found.hit_share == pytest.approx(16 / 34, abs=0.06)
+    assert found.is_certain
+    assert found.forecast.seconds == pytest.approx(simulated.seconds)
+    assert found.money == pytest.approx(found.forecast.seconds)
+    assert found.energy_kwh == pytest.approx(found.forecast.seconds / 3600)
+    assert found.kv_bytes == simulated.peak_kv_tokens * KV_BYTES
+
+
+def test_rows_are_found_again_in_the_order_of_the_plan(tmp_path: Path) -> None:
+    rows = [row(f"r{n}", [n % 3] * 20 + [n], max_tokens=4 + n % 2, **GREEDY) for n in range(12)]
+    given = write_rows(tmp_path / "in.jsonl", [*rows, "bad"])
+    plan, _ = make_plan(tmp_path / "plan", Planning(given, Letters(), "key", 0, lambda rows: None))
+    with closing(plan):
+        job = PlannedJob(plan, given)
+        assert [outline.new_tokens for outline in job.outlines] == [21, 1, 1, 1] * 3
+        loaded = job.load(0, 12)
+        assert job.load(5, 9) == loaded[5:9]
+        assert [len(r.prompt) for r in loaded] == [outline.prompt_tokens for outline in job.outlines]
+        assert {r.params.max_tokens for r in loaded} == {4, 5}
+        assert len(job.sample) == 12
+        job.close()
+
+
+@pytest.mark.parametrize(
+    ("params", "fixed"),
+    [
+        (SamplingParams(max_tokens=5, ignore_eos=True), True),
+        (SamplingParams(max_tokens=5, ignore_eos=True, stop=("x",)), False),
+        (SamplingParams(max_tokens=5, min_tokens=5), True),
+        (SamplingParams(max_tokens=5), False),
+        (SamplingParams(max_tokens=1), True),
+        (SamplingParams(), False),
+    ],
+)
+def test_whether_an_answer_has_the_length_that_is_asked_for(params: SamplingParams, *, fixed: bool) -> None:
+    assert is_fixed(params) is fixed
+
+
+def chat(number: int, system: str) -> str:
+    messages = [{"role": "system", "content": system}, {"role": "user", "content": f"Question {number}?"}]
+    body = {"messages": messages, "max_tokens": 2, **GREEDY}
+    return json.dumps({"custom_id": f"r{number}", "method": "POST", "url": "/v1/chat/completions", "body": body})
+
+
+def test_a_date_before_a_long_system_prompt_is_what_would_help_most(tmp_path: Path) -> None:
+    rules = "\nBe brief, be right, and name the source of what you say." * 2
+    rows = [chat(n, f"It is 21:{n:02}.{rules}") for n in range(24)]
+    found = look(tmp_path, rows)
+    first = found.advice[0]
+    assert first.text.startswith("line 1 of the system message ('It is 21:")
+    assert "differs in every row; after it 8" in first.text
+    assert first.saved_share > 0.5
+    assert first.saved_s == pytest.approx(first.saved_share * found.forecast.seconds)
+    better = look(tmp_path, [chat(n, f"{rules}") for n in range(24)])
+    assert not any("message" in advice.text for advice in better.advice)
+    assert better.forecast.seconds < found.forecast.seconds
+
+
+def test_more_memory_is_advised_where_rows_wait_for_it(tmp_path: Path) -> None:
+    rows = [row(f"r{n}", [n, *range(30)], max_tokens=8, **GREEDY) for n in range(16)]
+    flat = replace(profile(), tokens=tuple(p._replace(seconds=1.0) for p in profile().tokens))
+    tight = terms(blocks=12)._replace(profile=flat)
+    texts = [advice.text for advice in look(tmp_path, rows, tight).advice]
+    assert any(text.startswith("more KV memory: --kv-memory") for text in texts)
+    roomy = terms(blocks=500)._replace(profile=flat)
+    assert not any("KV memory" in advice.text for advice in look(tmp_path, rows, roomy).advice)
+
+
+def test_equal_rows_that_are_drawn_anew_are_told(tmp_path: Path) -> None:
+    rows = [row(f"r{n}", [n // 2, *range(30)], max_tokens=8, temperature=1) for n in range(16)]
+    texts = [advice.text for advice in look(tmp_path, rows).advice]
+    assert any(text.startswith("8 rows have the prompt of another row and draw at random") for text in texts)
+    seeded = [row(f"r{n}", [n // 2, *range(30)], max_tokens=8, temperature=1, seed=1) for n in range(16)]
+    found = look(tmp_path, seeded)
+    assert found.totals.equal_rows == 8
+    assert not any("draw at random" in advice.text for advice in found.advice)
+
+
+def test_an_empty_job_needs_nothing(tmp_path: Path) -> None:
+    found = look(tmp_path, ["{"])
+    assert (found.forecast.seconds, found.advice, found.hit_share) == (0, (), 0)
+    assert describe_outlook(found, profile())[-1] == "Nothing that was tried would save more than 1 %."
+
+
+def test_advice_is_the_best_three_of_what_is_worth_telling() -> None:
+    class Job:
+        equal_unmerged_rows = 0
+
+        def __init__(self) -> None:
+            self.outlines = [Outline(40, 40, 2)] * 16
+            self.sample: list[BatchRow] = []
+
+        def load(self, first: int, last: int) -> list[SimRow]:
+            params = SamplingParams(max_tokens=2, temperature=0.0)
+            return [SimRow((n, *range(39)), 2, params) for n in range(first, last)]
+
+    found = advise(Job(), terms=terms(), setup=Letters(), seconds=100.0)
+    assert len(found) <= 3
+    assert [one.saved_s for one in found] == sorted((one.saved_s for one in found), reverse=True)
+    assert all(isinstance(one, Advice) and one.saved_s == pytest.approx(100 * one.saved_share) for one in found)
+
+
+def test_what_is_told_and_what_programs_get(tmp_path: Path) -> None:
+    rows = [row("a", [1, 2, 3]), row("b", [1, 2, 4])]
+    found = look(tmp_path, rows, price=Price(2.0, 100.0))
+    text = "\n".join(describe_outlook(found, profile()))
+    assert "answers may end early or late, and that is most of the range; all rows were simulated" in text
+    assert "of what it can do is expected" in text
+    assert "2; 0 cannot be answered" in text
+    assert "money" in text
+    assert "kWh" in text
+    raw = json.loads(json.dumps(outlook_as_json(found, profile())))
+    assert (raw["rows"], raw["bad_rows"], raw["is_certain"]) == (2, 0, False)
+    assert raw["low_s"] < raw["seconds"] < raw["high_s"]
+    unknown = replace(found.forecast.simulated, optimal_s=None)
+    told = describe_outlook(replace(found, forecast=replace(found.forecast, simulated=unknown)), profile())
+    assert "not known: the limits of this machine were not measured" in "\n".join(told)
+
+
+def test_prompts_as_texts() -> None:
+    assert texts_of((1, 2)) is None
+    asks = parse_row(row("a", "one\ntwo").encode())
+    found = texts_of(asks.prompt)
+    assert found is not None
+    assert found[0].lines == ("one", "two")
+    messages = texts_of((Message("user", "a\nb"),))
+    assert messages is not None
+    assert messages[0].role == "user"
