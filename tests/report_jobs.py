@@ -8,8 +8,9 @@ from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
+from penstock.jobs.prefix_picture import PrefixNode
 from penstock.jobs.store import About, Identity, Item, Result, Store
-from penstock.jobs.timeline import PredictedAt, Prediction, Sample, record_prediction
+from penstock.jobs.timeline import PredictedAt, Prediction, Sample, record_prediction, record_tree
 
 NUMERICS = {"dtype": "float32", "device": "toy"}
 IDENTITY = Identity(input_sha256="aa", model_sha256="bb", seed=0, defaults_version=1, output_version=1)
@@ -93,10 +94,17 @@ def _make(store: Store, made: MadeRun) -> None:
         names = ", ".join(("run", *Sample._fields))
         places = ", ".join("?" * (len(Sample._fields) + 1))
         store.database.write(f"INSERT INTO samples ({names}) VALUES ({places})", store.run, *taken)
-    store.database.write("UPDATE runs SET load_s = 2.5 WHERE run = ?", store.run)
+    store.database.write("UPDATE runs SET load_s = 2.5, plan_s = 0.5 WHERE run = ?", store.run)
     store.commit()
     if made.outcome is not None:
         store.end_run(made.outcome)
+
+
+def add_tree(path: Path, tree: PrefixNode) -> None:
+    """As if the job had been planned."""
+    with closing(Store.open(path)) as store:
+        record_tree(store, tree)
+        store.commit()
 
 
 def whole_job(folder: Path, prediction: Prediction | None = PREDICTION) -> Path:

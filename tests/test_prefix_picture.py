@@ -1,31 +1,38 @@
-"""The prefix tree that is drawn: made from sorted rows, cut to what can be seen, no token lost."""
+"""The prefix tree that is drawn: cut out of the plan's forest, no row and no token lost."""
 
 from __future__ import annotations
 
 import re
-from itertools import pairwise
+from collections import Counter
 from xml.etree import ElementTree
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from penstock.jobs import prefix_picture
-from penstock.jobs.prefix_picture import Box, PrefixNode, SortedRow, boxes, draw, tree_of
+from penstock.jobs.prefix_picture import Box, OwnRows, PrefixNode, boxes, draw, tree_of
+from penstock.planner import Forest, pack_tokens
 
 
-def shared(one: str, other: str) -> int:
-    return next((at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
-
-
-def tree(*rows: str) -> PrefixNode:
-    ordered = sorted(rows)
-    neighbours = [0, *(shared(a, b) for a, b in pairwise(ordered))][: len(ordered)]
-    return tree_of(SortedRow(len(row), n) for row, n in zip(ordered, neighbours, strict=True))
+def tree(*rows: str, most: int = 200, classes: int = 1) -> PrefixNode:
+    """The tree of texts, a token a letter; in `classes` forests that share nothing."""
+    forest = Forest(min_tokens=1)
+    number: Counter[int] = Counter()
+    tokens: Counter[int] = Counter()
+    for start in range(classes):
+        ordered = sorted(pack_tokens(list(row.encode())) for row in rows[start::classes])
+        for prompt, place in zip(ordered, forest.grow(ordered), strict=True):
+            number[place.node] += 1
+            tokens[place.node] += len(prompt) // 4
+    return tree_of(forest, [OwnRows(node, number[node], tokens[node]) for node in number], most=most)
 
 
 def own(tokens: float, rows: int) -> PrefixNode:
     return PrefixNode(tokens, rows, (), "own")
+
+
+def others(tokens: float, rows: int) -> PrefixNode:
+    return PrefixNode(tokens, rows, (), "others")
 
 
 def tokens_in(node: PrefixNode) -> float:
@@ -37,28 +44,50 @@ def distinct_in(node: PrefixNode) -> float:
     return once + sum(map(distinct_in, node.children))
 
 
+def nodes_in(node: PrefixNode) -> int:
+    return (node.kind == "shared") + sum(map(nodes_in, node.children))
+
+
+def root(tokens: float, rows: int, *children: PrefixNode) -> PrefixNode:
+    """A tree as `tree` gives it: the root of its one class below the root of all."""
+    return PrefixNode(0, rows, (PrefixNode(tokens, rows, children),))
+
+
 def test_no_rows_and_one_row() -> None:
-    assert tree_of([]) == PrefixNode(0, 0)
-    assert tree("abc") == PrefixNode(0, 1, (own(3, 1),))
+    assert tree_of(Forest(min_tokens=1), []) == PrefixNode(0, 0)
+    assert tree("abc") == root(0, 1, own(3, 1))
 
 
-def test_nested_prefixes_become_nested_nodes() -> None:
-    found = tree("sys doc1 q1", "sys doc1 q2", "sys doc2 q1", "sys doc2 q2", "other")
-    doc = PrefixNode(3, 2, (own(1, 2),))  # "1 q" behind "sys doc", then a digit each
-    system = PrefixNode(7, 4, (doc, doc))
-    assert found == PrefixNode(0, 5, (system, own(5, 1)))
+def test_nested_prefixes_become_nested_nodes_the_most_rows_first() -> None:
+    found = tree("sys doc1 q1", "sys doc1 q2", "sys doc2 q1", "sys doc2 q2", "sys doc2 q3", "other")
+    system = PrefixNode(7, 5, (PrefixNode(3, 3, (own(1, 3),)), PrefixNode(3, 2, (own(1, 2),))))
+    assert found == root(0, 6, system, own(5, 1))
 
 
-def test_equal_rows_and_rows_that_are_prefixes_have_nothing_of_their_own() -> None:
-    assert tree("ab", "ab", "ab") == PrefixNode(0, 3, (PrefixNode(2, 3),))
-    assert tree("ab", "abcd") == PrefixNode(0, 2, (PrefixNode(2, 2, (own(2, 1),)),))
+def test_equal_rows_have_nothing_of_their_own() -> None:
+    assert tree("ab", "ab", "ab") == root(0, 3, PrefixNode(2, 3))
+
+
+def test_classes_of_rows_that_may_not_be_mixed_stand_side_by_side() -> None:
+    found = tree("aaaa1", "aa1", "aaaa2", "aa2", "aaaa3", classes=2)
+    first, second = found.children
+    assert found.rows == 5
+    assert first.children == (PrefixNode(4, 3, (own(1, 3),)),)
+    assert second.children == (PrefixNode(2, 2, (own(1, 2),)),)
+
+
+def test_what_is_not_drawn_is_summed_up_beside_its_siblings() -> None:
+    rows = ("aaaa1", "aaaa2", "aaaa3", "bbb1", "bbb2", "c")
+    assert tree(*rows, most=2) == root(0, 6, PrefixNode(4, 3, (own(1, 3),)), own(1, 1), others(4, 2))
+    assert tree(*rows, most=1) == root(0, 6, own(1, 1), others(23 / 5, 5))
+    assert tree(*rows, most=0) == PrefixNode(0, 6, (others(4, 6),))
 
 
 def trie_size(rows: list[str]) -> int:
     return len({row[:end] for row in rows for end in range(1, len(row) + 1)})
 
 
-@given(st.lists(st.text("ab", max_size=8), max_size=30))
+@given(st.lists(st.text("ab", min_size=1, max_size=8), max_size=30))
 @settings(deadline=None)
 def test_the_tree_has_every_row_every_token_and_computes_each_beginning_once(rows: list[str]) -> None:
     found = tree(*rows)
@@ -67,41 +96,23 @@ def test_the_tree_has_every_row_every_token_and_computes_each_beginning_once(row
     assert distinct_in(found) == pytest.approx(trie_size(rows))
 
 
-@given(st.lists(st.text("abc", max_size=8), min_size=1, max_size=60), st.integers(1, 20))
+@given(st.lists(st.text("abc", min_size=1, max_size=8), min_size=1, max_size=60), st.integers(1, 20), st.integers(1, 3))
 @settings(deadline=None)
-def test_a_cut_picture_still_shows_every_token(rows: list[str], most: int) -> None:
-    found = boxes(tree(*rows), most=most)
-    assert sum(box.rows * box.tokens for box in found) == pytest.approx(sum(map(len, rows)))
-    assert len(found) <= 2 * most + 1  # a node for all others beside each
-    for box in found:
+def test_a_cut_picture_still_shows_every_row_and_every_token(rows: list[str], most: int, classes: int) -> None:
+    found = tree(*rows, most=most, classes=classes)
+    assert nodes_in(found) <= most + 1
+    drawn = boxes(found)
+    assert sum(box.rows * box.tokens for box in drawn) == pytest.approx(sum(map(len, rows)))
+    for box in drawn:
         assert 0 <= box.left <= box.left + box.rows <= len(rows)
 
 
-def test_a_node_with_very_many_children_keeps_the_largest(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prefix_picture, "MOST_CHILDREN", 3)
-    pairs = [letter * size for size, letter in enumerate("abcdefgh", 2) for _ in range(2)]
-    found = tree(*pairs)
-    assert sorted(child.tokens for child in found.children if child.kind == "shared") == [7, 8, 9]
-    assert sum(child.rows for child in found.children) == found.rows == 16
-    assert tokens_in(found) == sum(map(len, pairs))
-
-
-def test_boxes_stand_below_their_node_the_largest_first() -> None:
-    root = PrefixNode(10, 6, (PrefixNode(5, 2), own(3, 1), PrefixNode(7, 3)))
-    assert boxes(root) == [
+def test_boxes_stand_below_their_node_from_left_to_right() -> None:
+    assert boxes(PrefixNode(10, 6, (PrefixNode(7, 3), PrefixNode(5, 2), own(3, 1)))) == [
         Box(0, 0, 6, 10, "shared", 0),
         Box(0, 10, 3, 7, "shared", 1),
         Box(3, 10, 2, 5, "shared", 1),
         Box(5, 10, 1, 3, "own", 1),
-    ]
-
-
-def test_what_is_not_drawn_is_summed_up_beside_its_siblings() -> None:
-    root = PrefixNode(10, 6, (PrefixNode(7, 3), PrefixNode(4, 2, (PrefixNode(2, 2),)), own(3, 1)))
-    assert boxes(root, most=2) == [
-        Box(0, 0, 6, 10, "shared", 0),
-        Box(0, 10, 3, 7, "shared", 1),
-        Box(3, 10, 3, 5, "others", 1),  # (2 x (4 + 2) + 1 x 3) / 3
     ]
 
 
@@ -124,5 +135,6 @@ def test_a_job_without_tokens_has_no_picture() -> None:
 
 
 def test_a_chain_of_thousands_is_no_trouble() -> None:
-    found = tree_of(SortedRow(n + 1, n) for n in range(3000))
-    assert len(boxes(found)) <= 401
+    found = tree(*("a" * n for n in range(1, 800)))
+    assert nodes_in(found) == 201  # with the root of all
+    assert tokens_in(found) == 799 * 800 / 2

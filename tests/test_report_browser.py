@@ -16,10 +16,10 @@ from typing import Any
 
 import pytest
 
-from penstock.jobs.prefix_picture import SortedRow, tree_of
+from penstock.jobs.prefix_picture import PrefixNode
 from penstock.jobs.report_facts import gather
 from penstock.jobs.report_page import page
-from tests.report_jobs import PREDICTION, MadeRun, answer, error, made_job, sample
+from tests.report_jobs import PREDICTION, MadeRun, add_tree, answer, error, made_job, sample
 
 pytestmark = pytest.mark.browser
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -124,13 +124,14 @@ def measure(folder: Path, html: str, *flags: str) -> list[dict[str, Any]]:
 )
 def test_it_fits_a_phone_and_a_desk(tmp_path: Path, flag: str, paper: str, ink: str) -> None:
     path = full_job(tmp_path)
-    tree = tree_of(SortedRow(900 + n % 7 * 50, 0 if n % 50 == 0 else 500 + n % 3 * 100) for n in range(400))
-    found = measure(tmp_path, page(gather(path, tree=tree), job=path), flag)
+    questions = tuple(PrefixNode(40 + 30 * n, 5 + n, (PrefixNode(60, 5 + n, (), "own"),)) for n in range(12))
+    add_tree(path, PrefixNode(0, 378, tuple(PrefixNode(300 + 50 * n, 126, questions) for n in range(3))))
+    found = measure(tmp_path, page(gather(path), job=path), flag)
     assert [seen["width"] for seen in found] == [390, 1440]
     for seen in found:
         assert seen["scroll_width"] == seen["width"]
         for trouble in ("outside", "overlapping", "cut", "small", "fetched"):
             assert seen[trouble] == [], trouble
-        assert len(seen["plots"]) == 5
-        assert all(200 < width < seen["width"] and height >= 180 for width, height in seen["plots"])
+        assert len(seen["plots"]) == 6
+        assert all(200 < width < seen["width"] and height >= 80 for width, height in seen["plots"])
         assert (seen["paper"], seen["ink"]) == (paper, ink)

@@ -30,7 +30,7 @@ def test_the_numbers_are_those_of_the_store(tmp_path: Path) -> None:
     assert facts.name == "out.jsonl"
     assert facts.lengths == ((5, 1), (10, 1), (20, 1))
     assert facts.failures == (Failure("invalid_field", 1, "a <b>bold</b> claim & more", 4),)
-    assert (facts.engine_s, facts.load_s) == (10.0, 2.5)
+    assert (facts.engine_s, facts.load_s, facts.plan_s) == (10.0, 2.5, 0.5)
     assert facts.sum("steps") == 100
 
 

@@ -17,7 +17,7 @@ from penstock.jobs.report_facts import Facts, gather
 from penstock.jobs.report_page import headline, page, write_page
 from penstock.jobs.timeline import Prediction
 from tests.job_runs import ToyModel, job_at, row, run_job, write_rows
-from tests.report_jobs import PREDICTION, MadeRun, answer, error, made_job, resumed_job, sample, whole_job
+from tests.report_jobs import PREDICTION, MadeRun, add_tree, answer, error, made_job, resumed_job, sample, whole_job
 
 TREE = PrefixNode(40, 4, (PrefixNode(60, 3, (PrefixNode(5, 3, (), "own"),)), PrefixNode(30, 1, (), "own")))
 HOSTILE = "</p><script>alert('x')</script><img src=http://evil.example/x onerror=alert(1)> & \x00\x1b[31m \ud800 \u202e"
@@ -88,7 +88,9 @@ def the_jobs(folder: Path) -> list[tuple[str, Path]]:
 def test_every_page_is_well_formed_and_self_contained(tmp_path: Path) -> None:
     for name, path in the_jobs(tmp_path):
         for tree in (None, TREE):
-            html = page(gather(path, tree=tree), job=path)
+            if tree is not None:
+                add_tree(path, tree)
+            html = page(gather(path), job=path)
             assert ElementTree.fromstring(html.removeprefix("<!doctype html>")) is not None, name
             seen = see(html)
             assert not {"script", "link", "img", "iframe", "object", "embed", "base", "form"} & set(seen.tags), name
@@ -110,12 +112,12 @@ def test_the_numbers_on_the_page_are_the_stores(tmp_path: Path) -> None:
         "Output tokens 35 5 a second",
         "Most KV in use 10 % of 1,000 tokens",
         "Preemptions 0 in 100 steps",
-        "Finished · 2.5 s of loading not counted · model toy · begun 2026-11-20 19:00 UTC",
+        "Finished · 2.5 s of loading and 500 ms of planning not counted · model toy · begun 2026-11-20 19:00 UTC",
         "In all: 300 prefill (68 %), 40 decode (9.1 %), 100 reused from the prefix cache (23 %).",
         "predicted 8 s (between 6 s and 12 s) for 4 rows; it took 10 s, 25 % more.",
         "Half have at most 10 tokens, 95 % at most 20, the longest 20.",
         "invalid_field 1 line 4: a <b>bold</b> claim & more",
-        "1 2026-11-20 19:00 UTC finished 4 10 s 2.5 s 100 0 3",
+        "1 2026-11-20 19:00 UTC finished 4 10 s 2.5 s 500 ms 100 0 3",
     ):
         assert said in text
 
@@ -179,19 +181,21 @@ def test_a_very_long_message_is_cut(tmp_path: Path) -> None:
 
 def test_the_tree_is_drawn_where_there_is_one(tmp_path: Path) -> None:
     path = whole_job(tmp_path)
-    assert "This job has no plan, so its tree is not known. From the cache came 75 of 300 prompt tokens." in words(
-        page(gather(path), job=path)
+    assert (
+        "This job began without a plan, so its tree is not known. From the cache came 75 of 300 prompt tokens."
+        in words(page(gather(path), job=path))
     )
-    html = page(gather(path, tree=TREE), job=path)
+    add_tree(path, TREE)
+    html = page(gather(path), job=path)
     assert "60 tokens shared by 3 rows" in html
-    assert "no plan" not in html
+    assert "without a plan" not in html
 
 
 def test_a_run_of_many_samples_is_a_small_page(tmp_path: Path) -> None:
     samples = [sample(n / 100, 0) for n in range(1000)]
-    runs = [MadeRun(samples, outcome=None) for _ in range(30)]
+    runs = [MadeRun(samples, outcome=None) for _ in range(10)]
     path = made_job(tmp_path, *runs, rows=5)
-    assert len(page(gather(path), job=path)) < 700_000
+    assert len(page(gather(path), job=path)) < 300_000
 
 
 def test_a_page_goes_over_an_earlier_report_and_nothing_else(tmp_path: Path) -> None:
@@ -218,6 +222,7 @@ def test_the_report_of_a_job_that_ran(tmp_path: Path) -> None:
     assert f"Prompt tokens {summary.prompt_tokens}" in text
     assert f"in {summary.steps} steps" in text
     assert "invalid_json 1 line 41:" in text
+    assert "0 to 40 rows, left to right" in text  # the tree of the plan, which is gone by now
     assert json.loads(job_at(tmp_path).errors.read_text())["error"]["message"][:20] in text
 
 

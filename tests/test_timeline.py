@@ -15,8 +15,18 @@ import pytest
 from penstock.engine import EngineStats
 from penstock.errors import ConfigError
 from penstock.jobs.phases import Phase, PhaseTrace
+from penstock.jobs.prefix_picture import PrefixNode
 from penstock.jobs.store import MIGRATIONS, Store
-from penstock.jobs.timeline import SCHEMA, History, Sample, Timeline, histories, record_prediction
+from penstock.jobs.timeline import (
+    SCHEMA,
+    History,
+    Sample,
+    Timeline,
+    histories,
+    record_prediction,
+    record_tree,
+    recorded_tree,
+)
 from penstock.jobs.timing import Timer
 from tests.job_runs import PROGRAM, REPOSITORY, ToyEngine, ToyModel, job_at, row, run_job, write_rows
 from tests.report_jobs import IDENTITY, PREDICTION, made_job
@@ -63,7 +73,7 @@ def test_a_sample_is_taken_at_once_then_when_it_is_time_to_and_at_the_end(store:
     line.update(rows=4, is_last=True)
     assert taken(store) == [0.25, 1.25, 2.5, 2.75]
     history = histories(store)[0]
-    assert history.load_s == 2.0
+    assert (history.load_s, history.plan_s) == (2.0, 0.0)
     assert [sample.rows for sample in history.samples] == [3, 3, 3, 4]
 
 
@@ -135,6 +145,13 @@ def test_a_prediction_is_read_as_it_was_recorded(store: Store) -> None:
     assert histories(store)[0].prediction == PREDICTION
 
 
+def test_a_tree_is_read_as_it_was_recorded_last(store: Store) -> None:
+    assert recorded_tree(store) is None
+    for tree in (PrefixNode(1, 1), PrefixNode(0, 3, (PrefixNode(2.5, 3, (), "own"),))):
+        record_tree(store, tree)
+        assert recorded_tree(store) == tree
+
+
 def test_a_prediction_that_contradicts_itself_is_refused(store: Store) -> None:
     with pytest.raises(ConfigError, match="contradicts itself"):
         record_prediction(store, 1, PREDICTION._replace(least_s=9.0))
@@ -147,13 +164,15 @@ def test_a_job_of_before_has_runs_without_a_timeline(tmp_path: Path) -> None:
         store.begin_run("now", {}, row_exact=True)
     with closing(sqlite3.connect(path)) as other:
         other.executescript(
-            "DROP TABLE samples; DROP TABLE predictions; ALTER TABLE runs DROP COLUMN load_s; PRAGMA user_version = 1"
+            "DROP TABLE samples; DROP TABLE predictions; DROP TABLE prefix_tree;"
+            "ALTER TABLE runs DROP COLUMN load_s; ALTER TABLE runs DROP COLUMN plan_s; PRAGMA user_version = 1"
         )
     with closing(Store.look(path)) as store:
-        assert histories(store) == [History(1, None, (), None)]
+        assert histories(store) == [History(1, None, None, (), None)]
+        assert recorded_tree(store) is None
     with closing(Store.open(path)) as store:  # and is brought up to date when it is written to
         assert store.database.schema() == len(MIGRATIONS) >= SCHEMA
-        assert histories(store) == [History(1, None, (), None)]
+        assert histories(store) == [History(1, None, None, (), None)]
 
 
 def test_a_job_records_itself(tmp_path: Path) -> None:
@@ -168,6 +187,7 @@ def test_a_job_records_itself(tmp_path: Path) -> None:
     assert last.step_s >= 0.02 * engine.steps
     assert last.read_s + last.queue_s + last.step_s + last.record_s + last.commit_s + last.export_s <= last.at_s
     assert history.load_s is not None
+    assert history.plan_s
 
 
 def test_after_a_kill_the_timeline_tells_of_rows_that_are_there(tmp_path: Path) -> None:

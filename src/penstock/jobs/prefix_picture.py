@@ -1,7 +1,6 @@
 """The prefix tree of a job as a picture: which beginnings its rows share, how many rows and how long.
 
-Owns the tree that is drawn (`PrefixNode`), how it comes from sorted rows, how it is cut to a size that can be seen, and
-the drawing. Knows no planner and no store.
+Owns the tree that is drawn (`PrefixNode`), how it is cut out of the plan's `Forest`, and the drawing. Knows no store.
 One idea: a node is as wide as its rows are many and as tall as its tokens are, so an area is a number of prompt tokens:
 what lies side by side under a node is computed for each, the node itself once.
 """
@@ -9,14 +8,16 @@ what lies side by side under a node is computed for each, the node itself once.
 from __future__ import annotations
 
 import heapq
+from array import array
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from html import escape
 from typing import Literal, NamedTuple
 
 from penstock.jobs.wording import count, plural, short
+from penstock.planner import Forest
 
 MOST_NODES = 200  # that are drawn; the rest is summed up beside its siblings
-MOST_CHILDREN = 400  # that a node keeps while the tree is built
 CUT_SHARE = 0.99  # of the tokens must be drawn; the rest, the ends of a few long rows, is cut off where that makes
 CUT_DEPTH = 0.7  # the picture no deeper than this share of it
 LEAST_LABEL_SHARE = 0.055  # of the height: lower nodes have no room for a line of text
@@ -28,7 +29,7 @@ Kind = Literal["shared", "own", "others"]
 class PrefixNode(NamedTuple):
     """A run of `tokens` tokens with which `rows` rows go on.
 
-    kind: shared by its rows; or what rows have of their own, or other nodes, summed up: then `tokens` is the mean.
+    kind: shared by its rows; or what rows have of their own, or smaller nodes, summed up: then `tokens` is the mean.
     """
 
     tokens: float
@@ -37,11 +38,12 @@ class PrefixNode(NamedTuple):
     kind: Kind = "shared"
 
 
-class SortedRow(NamedTuple):
-    """A row in the order of its tokens: how many it has, and how many its beginning shares with the row before."""
+class OwnRows(NamedTuple):
+    """The rows right below a node of a forest, and the tokens of their prompts, from the first on."""
 
-    tokens: int
-    shared_tokens: int
+    node: int
+    rows: int
+    prompt_tokens: int
 
 
 class Box(NamedTuple):
@@ -55,88 +57,88 @@ class Box(NamedTuple):
     depth: int
 
 
-class _Open:
-    """A node whose rows are still coming in; it ends `end` tokens from the start of the row."""
+class _Weights:
+    """For each node of a forest the rows below it, their tokens from where it starts, and those of its own rows."""
 
-    def __init__(self, end: int) -> None:
-        self.end = end
-        self.children: list[PrefixNode] = []
-        self.rows = self.own_rows = self.own_tokens = 0
+    def __init__(self, forest: Forest, own: Iterable[OwnRows]) -> None:
+        size = len(forest.depths)
+        self._forest = forest
+        self.rows, self.tokens, self.own_rows, self.own_tokens = (array("q", bytes(8 * size)) for _ in range(4))
+        for node, rows, prompt_tokens in own:
+            self.rows[node] = self.own_rows[node] = rows
+            self.tokens[node] = self.own_tokens[node] = prompt_tokens - rows * forest.depths[node]
+        for node in sorted(range(size), key=forest.depths.__getitem__, reverse=True):  # children before parents
+            self.tokens[node] += self.rows[node] * self.length(node)
+            parent = forest.parents[node]
+            if parent >= 0:
+                self.rows[parent] += self.rows[node]
+                self.tokens[parent] += self.tokens[node]
 
-    def add_row(self, tokens: int) -> None:
-        """A row that shares nothing beyond this node with any other."""
-        self.rows += 1
-        if tokens > self.end:
-            self.own_rows += 1
-            self.own_tokens += tokens - self.end
-
-    def add(self, node: PrefixNode) -> None:
-        self.rows += node.rows
-        self.children.append(node)
-        if len(self.children) >= 2 * MOST_CHILDREN:
-            self.children = list(_largest(self.children, MOST_CHILDREN))
-
-    def close(self, start: int) -> PrefixNode:
-        """The node, which starts where its parent ends."""
-        own = [PrefixNode(self.own_tokens / self.own_rows, self.own_rows, (), "own")] if self.own_rows else []
-        return PrefixNode(self.end - start, self.rows, (*_largest(self.children, MOST_CHILDREN), *own))
+    def length(self, node: int) -> int:
+        """The tokens of a node that the node above it has not."""
+        parent = self._forest.parents[node]
+        return self._forest.depths[node] - (self._forest.depths[parent] if parent >= 0 else 0)
 
 
-def tree_of(rows: Iterable[SortedRow]) -> PrefixNode:
-    """The tree of rows that come in the order of their tokens. It keeps the nodes of one path open, and no row."""
-    path = [_Open(0)]
-    waiting: int | None = None  # tokens of the row before, whose parent the next row decides
-    for tokens, shared in rows:
-        if waiting is not None:
-            _settle(path, waiting, shared)
-        waiting = tokens
-    if waiting is not None:
-        _settle(path, waiting, 0)
-    return path[0].close(0)
+def tree_of(forest: Forest, own: Iterable[OwnRows], *, most: int = MOST_NODES) -> PrefixNode:
+    """The `most` largest prefixes of a forest, each with the sum of what is left out below it."""
+    weights = _Weights(forest, own)
+    below: dict[int, list[int]] = {}  # the chosen children of each chosen node
+    made: dict[int, PrefixNode] = {}
+    chosen = _choose(forest, weights, most)
+    for node in chosen:
+        below.setdefault(forest.parents[node], []).append(node)
+    for node in reversed(chosen):  # children before parents
+        made[node] = _node(weights, node, [(child, made[child]) for child in below.get(node, [])])
+    roots = [node for node, parent in enumerate(forest.parents) if parent < 0]
+    kept = [made[root] for root in roots if root in made]
+    left_out = [root for root in roots if root not in made]
+    rest = _summed(sum(weights.rows[r] for r in left_out), sum(weights.tokens[r] for r in left_out), "others")
+    return PrefixNode(0, sum(weights.rows[root] for root in roots), (*_in_order(kept), *rest))
 
 
-def _settle(path: list[_Open], tokens: int, shared: int) -> None:
-    """Hang a row below the deepest node that it shares with a neighbour; close the nodes that the next row leaves."""
-    if shared > path[-1].end:
-        path.append(_Open(shared))
-    path[-1].add_row(tokens)
-    while path[-1].end > shared:
-        closed = path.pop()
-        if path[-1].end < shared:
-            path.append(_Open(shared))
-        path[-1].add(closed.close(path[-1].end))
+def _choose(forest: Forest, weights: _Weights, most: int) -> list[int]:
+    """Nodes, each behind its parent: always the largest whose parent is chosen."""
+    by_parent = sorted(range(len(forest.parents)), key=forest.parents.__getitem__)
+    heap = [(-weights.tokens[node], node) for node, parent in enumerate(forest.parents) if parent < 0]
+    heapq.heapify(heap)
+    chosen: list[int] = []
+    while heap and len(chosen) < most:
+        _, node = heapq.heappop(heap)
+        chosen.append(node)
+        at = bisect_left(by_parent, node, key=forest.parents.__getitem__)
+        while at < len(by_parent) and forest.parents[by_parent[at]] == node:
+            heapq.heappush(heap, (-weights.tokens[by_parent[at]], by_parent[at]))
+            at += 1
+    return chosen
 
 
-def _tokens_below(node: PrefixNode) -> float:
-    """Prompt tokens of the rows of a node, from where it begins."""
-    todo, total = [node], 0.0
-    while todo:
-        at = todo.pop()
-        total += at.rows * at.tokens
-        todo += at.children
-    return total
+def _node(weights: _Weights, node: int, kept: Sequence[tuple[int, PrefixNode]]) -> PrefixNode:
+    """A chosen node: its chosen children, what its own rows have for themselves, and all else that is below it."""
+    rows, own = weights.rows[node], weights.own_rows[node]
+    tokens = weights.tokens[node] - rows * weights.length(node) - weights.own_tokens[node]
+    rest_rows = rows - own - sum(weights.rows[child] for child, _ in kept)
+    rest_tokens = tokens - sum(weights.tokens[child] for child, _ in kept)
+    children = (
+        *_in_order([made for _, made in kept]),
+        *_summed(own, weights.own_tokens[node], "own"),
+        *_summed(rest_rows, rest_tokens, "others"),
+    )
+    return PrefixNode(weights.length(node), rows, children)
 
 
-def _largest(nodes: Sequence[PrefixNode], most: int) -> Iterator[PrefixNode]:
-    """The `most` nodes with the most tokens, in their order, and one for all others (and for earlier others)."""
-    places = [place for place, node in enumerate(nodes) if node.kind != "others"]
-    if len(places) <= most:
-        yield from nodes
-        return
-    sizes = [_tokens_below(node) for node in nodes]
-    kept = set(heapq.nlargest(most, places, key=sizes.__getitem__))
-    yield from (node for place, node in enumerate(nodes) if place in kept)
-    yield _others([node for place, node in enumerate(nodes) if place not in kept])
+def _in_order(nodes: Iterable[PrefixNode]) -> list[PrefixNode]:
+    return sorted(nodes, key=lambda node: -node.rows)
 
 
-def _others(nodes: Sequence[PrefixNode]) -> PrefixNode:
-    rows = sum(node.rows for node in nodes)
-    return PrefixNode(sum(map(_tokens_below, nodes)) / max(1, rows), rows, (), "others")
+def _summed(rows: int, tokens: int, kind: Kind) -> Iterator[PrefixNode]:
+    """One node for all of them, if they have any tokens."""
+    if rows and tokens:
+        yield PrefixNode(tokens / rows, rows, (), kind)
 
 
-def boxes(tree: PrefixNode, *, most: int = MOST_NODES) -> list[Box]:
-    """Where the nodes are drawn: the largest `most` of them from the top down, and the others summed up beside them."""
-    chosen = _choose(tree, most)
+def boxes(tree: PrefixNode) -> list[Box]:
+    """Where the nodes are drawn, from the top down."""
     found: list[Box] = []
     todo = [(tree, 0.0, 0.0, 0)]
     while todo:
@@ -144,32 +146,10 @@ def boxes(tree: PrefixNode, *, most: int = MOST_NODES) -> list[Box]:
         if node.tokens:
             found.append(Box(left, top, node.rows, node.tokens, node.kind, depth))
             depth += 1
-        for child in _drawn_children(node, chosen):
+        for child in node.children:
             todo.append((child, left, top + node.tokens, depth))
             left += child.rows
     return sorted(found, key=lambda box: (box.top, box.left))
-
-
-def _drawn_children(node: PrefixNode, chosen: set[int]) -> list[PrefixNode]:
-    """The largest first, then what rows have of their own, then the rest."""
-    kept = [child for child in node.children if id(child) in chosen]
-    kept.sort(key=lambda child: (child.kind == "others", child.kind == "own", -child.rows))
-    rest = [child for child in node.children if id(child) not in chosen]
-    return kept + ([_others(rest)] if rest else [])
-
-
-def _choose(tree: PrefixNode, most: int) -> set[int]:
-    """The nodes to draw, by identity: always the largest whose parent is drawn."""
-    chosen: set[int] = set()
-    heap = [(-_tokens_below(tree), 0, tree)]
-    number = 0  # decides between equals
-    while heap and len(chosen) < most:
-        _, _, node = heapq.heappop(heap)
-        chosen.add(id(node))
-        for child in node.children:
-            number += 1
-            heapq.heappush(heap, (-_tokens_below(child), number, child))
-    return chosen
 
 
 def draw(tree: PrefixNode) -> str:

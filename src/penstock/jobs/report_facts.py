@@ -2,7 +2,7 @@
 
 Owns what each number on the page means. Reads the store, draws nothing (see `report_page.py`).
 A job has one clock here: the seconds of its runs behind each other, each from when its engine was ready to its last
-sample. Loading is told apart; the time between runs is no part of it.
+sample. Loading and planning are told apart; the time between runs is no part of it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from penstock.errors import ConfigError
 from penstock.jobs.locks import is_locked
 from penstock.jobs.prefix_picture import PrefixNode
 from penstock.jobs.store import About, Run, Store, Totals
-from penstock.jobs.timeline import History, Sample, histories
+from penstock.jobs.timeline import History, Sample, histories, recorded_tree
 
 
 class Failure(NamedTuple):
@@ -69,6 +69,11 @@ class Facts(NamedTuple):
         """The seconds that loading took, in all runs."""
         return sum(s.history.load_s or 0.0 for s in self.stretches)
 
+    @property
+    def plan_s(self) -> float:
+        """The seconds that reading, tokenizing and planning took before the engine could run, in all runs."""
+        return sum(s.history.plan_s or 0.0 for s in self.stretches)
+
     def sum(self, field: str) -> Any:
         """A count, added up over the runs."""
         return sum(getattr(s.last, field) for s in self.stretches if s.last is not None)
@@ -90,7 +95,7 @@ class Optimal(NamedTuple):
     why_not: str = ""
 
 
-def gather(path: Path, *, tree: PrefixNode | None = None) -> Facts:
+def gather(path: Path) -> Facts:
     """Read a job file, whether a process works on it or not.
 
     Raises:
@@ -114,7 +119,7 @@ def gather(path: Path, *, tree: PrefixNode | None = None) -> Facts:
             stretches=tuple(_stretches(runs, histories(store))),
             numerics=tuple(store.answer_numerics()),
             row_exact=store.is_row_exact(),
-            tree=tree,
+            tree=recorded_tree(store),
         )
 
 
@@ -183,7 +188,7 @@ def spent(facts: Facts) -> list[Spent]:
 
 def _around_the_steps(facts: Facts) -> Iterator[Spent]:
     for name, field, meaning in (
-        ("Queueing", "queue_s", "rendering and tokenizing prompts"),
+        ("Queueing", "queue_s", "handing prompts to the engine"),
         ("Reading", "read_s", "reading rows, checking and claiming them"),
         ("Recording", "record_s", "turning tokens into answer lines"),
         ("Committing", "commit_s", "waiting for the disk, so that nothing is lost"),

@@ -50,7 +50,7 @@ def page(facts: Facts, *, job: Path) -> str:
         _card("Predicted against actual", "Rows finished over the time that the engine ran.", progress(facts)),
         _card(
             "What the steps were made of",
-            "Tokens a second: computed, or found in the prefix cache.",
+            "Tokens a second that were computed, and those that were found in the prefix cache instead.",
             composition(facts),
         ),
         _card("KV memory", "The share of it in use.", kv_residency(facts), style="half"),
@@ -103,7 +103,8 @@ def _below(facts: Facts) -> str:
     about, least = facts.about, optimal(facts)
     said = [facts.state.capitalize()]
     if facts.load_s:
-        said.append(f"{spell_s(facts.load_s)} of loading not counted")
+        planning = f" and {spell_s(facts.plan_s)} of planning" if facts.plan_s else ""
+        said.append(f"{spell_s(facts.load_s)} of loading{planning} not counted")
     said.append(f"model {about.model if len(about.model) <= MOST_NAME else about.model[: MOST_NAME - 1] + '…'}")
     text = safe(" · ".join([*said, f"begun {_moment(about.created)}"]))
     unknown = f'<p class="quiet">The share of optimal is not known: {safe(least.why_not)}.</p>' if least.why_not else ""
@@ -162,7 +163,7 @@ def _time_spent(facts: Facts) -> str:
     parts = [part for part in spent(facts) if part.seconds > 0]
     drawn = portions([_portion(part, whole) for part in parts], title="where the time went")
     items = "".join(_part_line(part, whole) for part in parts)
-    known = f"{spell_s(whole)} of engine time, without loading."
+    known = f"{spell_s(whole)} of engine time, without loading and planning."
     return _card("Where the time went", known, f'{drawn}<ul class="parts">{items}</ul>{_not_known(facts)}')
 
 
@@ -196,7 +197,7 @@ def _prefixes(facts: Facts) -> str:
     if facts.tree is None:
         cached = f"{count(totals.cached_tokens)} of {plural(totals.prompt_tokens, 'prompt token')}"
         return _card(
-            title, "", _quiet(f"This job has no plan, so its tree is not known. From the cache came {cached}.")
+            title, "", _quiet(f"This job began without a plan, so its tree is not known. From the cache came {cached}.")
         )
     lead = (
         "As wide as rows are many, as tall as tokens: what stands above is computed once for all below it. "
@@ -266,7 +267,7 @@ def _first_message(failure: Failure) -> str:
 
 
 def _runs(facts: Facts) -> str:
-    names = ("Run", "Began", "Ended", "Rows", "Time", "Loading", "Steps", "Preempted", "Samples")
+    names = ("Run", "Began", "Ended", "Rows", "Time", "Loading", "Planning", "Steps", "Preempted", "Samples")
     head = "".join(f"<th>{name}</th>" for name in names)
     rows = "".join(f"<tr>{_run_row(facts, stretch)}</tr>" for stretch in facts.stretches)
     if not rows:
@@ -288,6 +289,7 @@ def _run_row(facts: Facts, stretch: Stretch) -> str:
         count(run.done),
         spell_s(last.at_s) if last else "-",
         "-" if history.load_s is None else spell_s(history.load_s),
+        "-" if history.plan_s is None else spell_s(history.plan_s),
         count(last.steps) if last else "-",
         count(last.preemptions) if last else "-",
         count(len(history.samples)),

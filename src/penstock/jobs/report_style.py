@@ -27,7 +27,7 @@ h2 { margin: 0 0 2px; font-size: 16px; font-weight: 600; }
   letter-spacing: -0.01em; text-wrap: pretty; }
 .headline b { font-weight: 650; }
 .quiet, figcaption, .lead { color: var(--quiet); font-size: 14px; }
-.lead { margin: 0 0 14px; max-width: 62em; }
+.lead { margin: 0 0 14px; max-width: 76em; }
 p.quiet { margin: 8px 0 0; overflow-wrap: anywhere; }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(158px, 1fr)); gap: 1px; margin: 26px 0 16px;
   background: var(--rule); border: 1px solid var(--rule); border-radius: 10px; overflow: hidden; }
@@ -44,6 +44,7 @@ section.half { grid-column: auto; display: flex; flex-direction: column; }
 figure { margin: 0; }
 svg { position: absolute; inset: 0; width: 100%; height: 100%; display: block; overflow: visible; }
 .plot { position: relative; height: 250px; margin: 24px 6px 30px 46px; }
+.strip .plot { height: 84px; }
 .half .plot { height: auto; min-height: 190px; max-height: 300px; }
 .plot span { position: absolute; color: var(--quiet); font-size: 12px; line-height: 1; white-space: nowrap; }
 .plot .y { right: calc(100% + 8px); transform: translateY(-50%); }

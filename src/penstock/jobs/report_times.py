@@ -23,7 +23,7 @@ MOST_COMPARED = 6  # predictions in words
 MOST_MARKS = 40
 MARK_SHARE = 0.22  # of the axis: the room that the name of a run takes on a phone, at its end too
 HEADROOM = 1.08
-COMPUTED = (
+KINDS = (
     ("Prefill", "prefill", "prefill_tokens"),
     ("Decode", "decode", "decode_tokens"),
     ("Reused from the prefix cache", "reused", "cached_tokens"),
@@ -49,20 +49,36 @@ def progress(facts: Facts) -> str:
 
 
 def composition(facts: Facts) -> str:
-    """Tokens a second by kind, each bin's mean."""
+    """Tokens a second by kind, each bin's mean; below, on an axis of its own, what did not have to be computed."""
     if not facts.engine_s:
         return NOTHING
     bins = _bins(facts)
+    rates = [_rates(facts, field, bins) for _, _, field in KINDS]
     width = facts.engine_s / bins
-    sums = [_at_edges(_sums(facts, field), bins, facts.engine_s) for _, _, field in COMPUTED]
-    rates = [[(after - before) / width for before, after in pairwise(edges)] for edges in sums]
+    told = [Hint(place * width, width, _tell(place * width, row)) for place, row in enumerate(zip(*rates, strict=True))]
+    computed = _rate_chart(facts, KINDS[:2], rates[:2], hints=told, title="tokens a second that were computed")
+    reused = _rate_chart(facts, KINDS[2:], rates[2:], hints=told, title="tokens a second that were reused")
+    return f'{computed}<div class="strip">{reused}</div><p class="quiet">{safe(_in_all(facts))}</p>'
+
+
+def _rate_chart(
+    facts: Facts,
+    kinds: Sequence[tuple[str, str, str]],
+    rates: Sequence[Sequence[float]],
+    *,
+    hints: list[Hint],
+    title: str,
+) -> str:
     rows = list(zip(*rates, strict=True))
-    middles = [(place + 0.5) * width for place in range(bins)]
-    areas = stack([(name, style) for name, style, _ in COMPUTED], *_to_the_edges(middles, rows, facts.engine_s))
-    hints = [Hint(place * width, width, _tell(place * width, row)) for place, row in enumerate(rows)]
+    areas = stack([(name, style) for name, style, _ in kinds], *_to_the_edges(rows, facts.engine_s))
     frame = Frame(facts.engine_s, max(map(sum, rows)) * HEADROOM or 1.0)
-    drawn = chart(frame, areas, title="tokens a second by kind", marks=_marks(facts, facts.engine_s), hints=hints)
-    return f'{drawn}<p class="quiet">{safe(_in_all(facts))}</p>'
+    return chart(frame, areas, title=title, marks=_marks(facts, facts.engine_s), hints=hints)
+
+
+def _rates(facts: Facts, field: str, bins: int) -> list[float]:
+    """A count a second, in each of `bins` equal bins."""
+    edges = _at_edges(_sums(facts, field), bins, facts.engine_s)
+    return [(after - before) * bins / facts.engine_s for before, after in pairwise(edges)]
 
 
 def kv_residency(facts: Facts) -> str:
@@ -205,11 +221,10 @@ def _between(points: Sequence[Point], xs: Sequence[float], x: float) -> float:
     return low.y + (high.y - low.y) * (x - low.x) / (high.x - low.x)
 
 
-def _to_the_edges(
-    xs: Sequence[float], rows: Sequence[Sequence[float]], end: float
-) -> tuple[list[float], list[Sequence[float]]]:
+def _to_the_edges(rows: Sequence[Sequence[float]], end: float) -> tuple[list[float], list[Sequence[float]]]:
     """Means at the middle of their bins, with the first and the last drawn out to the ends of the axis."""
-    return [0.0, *xs, end], [rows[0], *rows, rows[-1]]
+    middles = [(place + 0.5) * end / len(rows) for place in range(len(rows))]
+    return [0.0, *middles, end], [rows[0], *rows, rows[-1]]
 
 
 def _marks(facts: Facts, end_s: float) -> list[Mark]:
@@ -225,12 +240,12 @@ def _marks(facts: Facts, end_s: float) -> list[Mark]:
 
 
 def _tell(at_s: float, rates: Sequence[float]) -> str:
-    parts = ", ".join(f"{name.lower()} {count(rate)}" for (name, _, _), rate in zip(COMPUTED, rates, strict=True))
+    parts = ", ".join(f"{name.lower()} {count(rate)}" for (name, _, _), rate in zip(KINDS, rates, strict=True))
     return f"at {spell_s(at_s)}: tokens a second: {parts}"
 
 
 def _in_all(facts: Facts) -> str:
-    sums = [(name.lower(), facts.sum(field)) for name, _, field in COMPUTED]
+    sums = [(name.lower(), facts.sum(field)) for name, _, field in KINDS]
     whole = sum(number for _, number in sums)
     parts = ", ".join(f"{short(number)} {name} ({percent(number, whole)})" for name, number in sums)
     return f"In all: {parts}."

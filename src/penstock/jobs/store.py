@@ -45,6 +45,7 @@ MIGRATIONS = (
     """,
     """
     ALTER TABLE runs ADD COLUMN load_s REAL;
+    ALTER TABLE runs ADD COLUMN plan_s REAL;
     CREATE TABLE samples (  -- of `jobs/timeline.py`: counts since the run's engine was ready, and its state at `at_s`
         run INTEGER NOT NULL REFERENCES runs, at_s REAL NOT NULL, rows INTEGER NOT NULL, steps INTEGER NOT NULL,
         prefill_tokens INTEGER NOT NULL, decode_tokens INTEGER NOT NULL, cached_tokens INTEGER NOT NULL,
@@ -56,6 +57,7 @@ MIGRATIONS = (
         PRIMARY KEY (run, at_s)
     ) WITHOUT ROWID;
     CREATE TABLE predictions (run INTEGER PRIMARY KEY REFERENCES runs, prediction TEXT NOT NULL);
+    CREATE TABLE prefix_tree (tree TEXT NOT NULL);  -- of the plan, which is gone when the job is finished
     """,
 )
 JOB = Kind("job", 0x50454E53, MIGRATIONS)  # "PENS"

@@ -1,6 +1,7 @@
 """The timeline of a run: what it had done at some moments, and what was predicted before it began.
 
-Owns the tables `samples` and `predictions` of a job file. Knows the counts of an engine, no rows and no pictures.
+Owns the tables `samples`, `predictions` and `prefix_tree` of a job file. Knows the counts of an engine, no rows and no
+pictures.
 One idea: a sample is written in the transaction of the rows that it counts, so after a kill the timeline and the
 results tell of the same moment. Counts are sums since the start, so any sample can be left out; when there are
 MOST_SAMPLES, every second one is left out, and from then on they are taken half as often: a run of any length has a
@@ -16,6 +17,7 @@ from typing import Any, NamedTuple
 from penstock.engine import EngineStats
 from penstock.errors import ConfigError
 from penstock.jobs.phases import Phase, PhaseTrace
+from penstock.jobs.prefix_picture import PrefixNode
 from penstock.jobs.store import Store
 from penstock.jobs.timing import Timer
 
@@ -83,10 +85,11 @@ class Prediction(NamedTuple):
 
 
 class History(NamedTuple):
-    """The timeline of one run; `load_s` is None where it took no sample."""
+    """The timeline of one run; `load_s` and `plan_s`, the seconds before it, are None where it took no sample."""
 
     run: int
     load_s: float | None
+    plan_s: float | None
     samples: tuple[Sample, ...]
     prediction: Prediction | None
 
@@ -118,8 +121,10 @@ class Timeline:
         if self._taken and not is_last and at_s - self._taken[-1] < self._every_s:
             return
         if not self._taken:
-            load_s = self._timer.times().load_s
-            self._store.database.write("UPDATE runs SET load_s = ? WHERE run = ?", load_s, self._store.run)
+            before_s = (self._timer.times().load_s, self._phases.seconds()[Phase.PLAN])
+            self._store.database.write(
+                "UPDATE runs SET load_s = ?, plan_s = ? WHERE run = ?", *before_s, self._store.run
+            )
         values = (self._store.run, *self._sample(at_s, rows))
         places = ", ".join("?" * len(values))
         self._store.database.write(f"INSERT OR REPLACE INTO samples ({_columns('run')}) VALUES ({places})", *values)
@@ -177,18 +182,37 @@ def record_prediction(store: Store, run: int, prediction: Prediction) -> None:
     store.database.write("INSERT OR REPLACE INTO predictions VALUES (?, ?)", run, text)
 
 
+def record_tree(store: Store, tree: PrefixNode) -> None:
+    """Keep the prefix tree of the job's plan, as far as it is drawn; on disk with the next commit."""
+    store.database.write("DELETE FROM prefix_tree")
+    store.database.write("INSERT INTO prefix_tree VALUES (?)", json.dumps(tree))
+
+
+def recorded_tree(store: Store) -> PrefixNode | None:
+    """The prefix tree of the job's plan; None: the job never had one."""
+    if store.database.schema() < SCHEMA:
+        return None
+    found = store.database.query("SELECT tree FROM prefix_tree")
+    return _tree(json.loads(found[0][0])) if found else None
+
+
 def histories(store: Store) -> list[History]:
     """The timeline of every run, oldest first; empty runs where the job file is older than timelines."""
     database = store.database
     runs = [run.run for run in store.runs()]
     if database.schema() < SCHEMA:
-        return [History(run, None, (), None) for run in runs]
-    loads = dict(database.query("SELECT run, load_s FROM runs"))
+        return [History(run, None, None, (), None) for run in runs]
+    before = {run: (load_s, plan_s) for run, load_s, plan_s in database.query("SELECT run, load_s, plan_s FROM runs")}
     predictions = {run: _prediction(json.loads(text)) for run, text in database.query("SELECT * FROM predictions")}
     samples: dict[int, list[Sample]] = {run: [] for run in runs}
     for run, *fields in database.query(f"SELECT {_columns('run')} FROM samples ORDER BY run, at_s"):
         samples[run].append(Sample(*fields))
-    return [History(run, loads[run], tuple(samples[run]), predictions.get(run)) for run in runs]
+    return [History(run, *before[run], tuple(samples[run]), predictions.get(run)) for run in runs]
+
+
+def _tree(fields: Any) -> PrefixNode:
+    tokens, rows, children, kind = fields
+    return PrefixNode(tokens, rows, tuple(map(_tree, children)), kind)
 
 
 def _columns(*more: str) -> str:
