@@ -67,6 +67,9 @@ class ToyEngine:
     started: list[str] = field(default_factory=list)
     most_unfinished: int = 0
     computed_tokens: int = 0
+    decode_tokens: int = 0
+    output_tokens: int = 0
+    steps: int = 0
 
     def add(self, request: Request, expected_tokens: int | None = None) -> int:
         prompt = bytes(request.prompt_tokens).decode()
@@ -81,8 +84,11 @@ class ToyEngine:
     def step(self) -> list[Event]:
         self.on_step([prompt for prompt, _, _ in self.live.values()])
         events: list[Event] = []
+        self.steps += 1
         for number, (prompt, wanted, drawn) in list(self.live.items()):
             self.computed_tokens += 1
+            self.decode_tokens += drawn > 0
+            self.output_tokens += 1
             self.live[number] = (prompt, wanted, drawn + 1)
             events.append(TokenEvent(number, 0, drawn))
             if "FAIL" in prompt:
@@ -105,9 +111,10 @@ class ToyEngine:
             kv_used_tokens=len(self.live),
             kv_total_tokens=100,
             computed_tokens=self.computed_tokens,
+            decode_tokens=self.decode_tokens,
             cached_tokens=0,
-            output_tokens=0,
-            steps=0,
+            output_tokens=self.output_tokens,
+            steps=self.steps,
             preemptions=0,
             row_exact=self.row_exact,
             notes=(),

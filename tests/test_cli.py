@@ -118,6 +118,27 @@ def test_jobs_are_listed_shown_and_verified(finished: Path) -> None:
         assert "3 results and the fingerprint hashed" in verified.stdout
 
 
+def test_a_job_is_reported_as_one_page(finished: Path) -> None:
+    page = finished / "report.html"
+    done = penstock("jobs", "report", str(finished / "out.jsonl"), "-o", str(page))
+    assert (done.returncode, done.stdout) == (0, f"{page}\n")
+    assert "<b>3 rows</b>" in page.read_text()
+    assert penstock("jobs", "report", str(finished), "-o", str(page)).returncode == 0  # over the earlier one
+    output = (finished / "out.jsonl").read_bytes()
+    refused = penstock("jobs", "report", str(finished), "-o", str(finished / "out.jsonl"))
+    assert refused.returncode == 2
+    assert "is no report of Penstock's" in refused.stderr
+    assert (finished / "out.jsonl").read_bytes() == output
+
+
+def test_a_report_is_of_one_job(finished: Path) -> None:
+    (finished / "more.job").write_bytes((finished / "out.jsonl.job").read_bytes())
+    refused = penstock("jobs", "report", str(finished), "-o", str(finished / "report.html"))
+    assert refused.returncode == 2
+    assert "has 2 jobs, and a report is of one; name it: more.job, out.jsonl.job" in refused.stderr
+    assert not (finished / "report.html").exists()
+
+
 def test_verify_finds_a_changed_output_and_a_changed_input(finished: Path) -> None:
     (finished / "out.jsonl").write_text("changed")
     write_rows(finished / "in.jsonl", [row("a", "other")])

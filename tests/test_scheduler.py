@@ -245,6 +245,17 @@ actions = st.lists(
 )
 
 
+def test_tokens_behind_the_prompt_count_as_decode() -> None:
+    bench = Bench(Scheduler(num_blocks=32, block_tokens=4, token_budget=6, max_sequences=4))
+    bench.add(list(range(10)), max_tokens=4)
+    seen = []
+    for _ in range(5):
+        bench.step()
+        stats = bench.scheduler.stats()
+        seen.append((stats.computed_tokens, stats.decode_tokens))
+    assert seen == [(6, 0), (10, 0), (11, 1), (12, 2), (13, 3)]
+
+
 @settings(max_examples=300, deadline=None)
 @given(actions, st.integers(3, 24), st.integers(1, 24), st.integers(1, 6))
 def test_any_sequence_of_actions_keeps_the_invariants(

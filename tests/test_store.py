@@ -231,3 +231,23 @@ def test_a_write_that_fails_is_a_failed_storage(store: Store, path: Path) -> Non
         other.execute("BEGIN IMMEDIATE")
         with pytest.raises(StorageFailed, match=r"database is locked \(SQLITE_BUSY\).*run the same command again"):
             store.claim(item(0))
+
+
+def test_answer_lengths_leave_out_what_failed_and_the_first_failure_of_each_code_is_found(store: Store) -> None:
+    for row, (code, output_tokens) in enumerate([(None, 7), ("a", 0), (None, 3), ("b", 9), ("a", 0), (None, 7)]):
+        assert store.claim(item(row)) is None
+        store.finish(result(row, code)._replace(output_tokens=output_tokens))
+    assert store.answer_lengths() == [(3, 1), (7, 2)]
+    assert [found.row for found in store.first_failures()] == [1, 3]
+
+
+def test_all_that_is_read_at_once_is_of_one_moment(store: Store, path: Path) -> None:
+    finish(store, 0)
+    store.commit()
+    with closing(Store.look(path)) as reader:
+        with reader.database.reading():
+            assert reader.totals().done == 1
+            finish(store, 1)
+            store.commit()
+            assert reader.totals().done == 1
+        assert reader.totals().done == 2

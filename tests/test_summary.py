@@ -63,6 +63,16 @@ def test_people_read_what_was_unusual() -> None:
     ]
 
 
+def test_the_seconds_of_a_phase_are_those_until_the_next() -> None:
+    now = [100.0]
+    trace = PhaseTrace(None, lambda: now[0])
+    now[0] += 50.0  # in no phase
+    for phase, seconds in ((Phase.STEP, 3.0), (Phase.COMMIT, 2.0), (Phase.STEP, 1.0)):
+        trace.enter(phase)
+        now[0] += seconds
+    assert {phase: s for phase, s in trace.seconds().items() if s} == {Phase.STEP: 4.0, Phase.COMMIT: 2.0}
+
+
 def test_the_phase_stands_in_its_file_padded(tmp_path: Path) -> None:
     trace = PhaseTrace(str(tmp_path / "phase"))
     trace.enter(Phase.START_UP)

@@ -21,6 +21,11 @@ def add_jobs(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
             "path", nargs="?", default=".", type=Path, help="a folder, a job or its output (default: .)"
         )
         parsed.set_defaults(command=command)
+    text = "what a job did over time, as one HTML page"
+    report = jobs.add_parser("report", help=text, description=text)
+    report.add_argument("path", type=Path, metavar="JOB", help="a job or its output")
+    report.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="the page to write")
+    report.set_defaults(command=_jobs_report)
 
 
 def _jobs_list(flags: argparse.Namespace) -> int:
@@ -48,3 +53,18 @@ def _jobs_verify(flags: argparse.Namespace) -> int:
         is_wrong = is_wrong or bool(report.problems)
         say("\n".join([f"{path}: {'wrong' if report.problems else 'right'}", *report.problems, *report.checked]))
     return 1 if is_wrong else 0
+
+
+def _jobs_report(flags: argparse.Namespace) -> int:
+    from penstock.errors import ConfigError
+    from penstock.jobs.looking import find_jobs
+    from penstock.jobs.report_facts import gather
+    from penstock.jobs.report_page import write_page
+
+    found = find_jobs(flags.path)
+    if len(found) > 1:
+        names = ", ".join(path.name for path in found)
+        raise ConfigError(f"the folder {flags.path} has {len(found)} jobs, and a report is of one; name it: {names}")
+    write_page(gather(found[0]), flags.output, job=found[0])
+    say(f"{flags.output}")
+    return 0

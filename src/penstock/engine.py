@@ -54,6 +54,7 @@ class EngineStats(NamedTuple):
     """Counts since the start, the state of now, and what the answers rest on.
 
     Attributes:
+        decode_tokens: those of the computed tokens that lie behind their row's prompt.
         row_exact: whether an answer depends on its row alone, bit for bit; `notes` says why where it does not.
         notes: what was changed or found while running that a user should know, each once.
         numerics: the numerics signature: everything outside the model on which the bits of an answer depend.
@@ -64,6 +65,7 @@ class EngineStats(NamedTuple):
     kv_used_tokens: int
     kv_total_tokens: int
     computed_tokens: int
+    decode_tokens: int
     cached_tokens: int
     output_tokens: int
     steps: int
@@ -240,6 +242,7 @@ class Engine:
             kv_used_tokens=(pool.total - pool.num_available) * scheduler.block_tokens,
             kv_total_tokens=pool.total * scheduler.block_tokens,
             computed_tokens=counts.computed_tokens,
+            decode_tokens=counts.decode_tokens,
             cached_tokens=counts.cached_tokens,
             output_tokens=self._output_tokens,
             steps=counts.steps,

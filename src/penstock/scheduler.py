@@ -39,6 +39,7 @@ class SchedulerStats(NamedTuple):
     num_waiting: int
     num_running: int
     computed_tokens: int
+    decode_tokens: int
     cached_tokens: int
     preemptions: int
     steps: int
@@ -70,6 +71,7 @@ class Scheduler:
         self._step = 0
         self._postponed_step = 0  # in which the next sequence's prefix was put behind all that is idle
         self._computed_tokens = 0
+        self._decode_tokens = 0  # those of the computed that lie behind their prompt
         self._cached_tokens = 0
         self._preemptions = 0
 
@@ -276,6 +278,7 @@ class Scheduler:
             self._drop_copy(sequence)
             sequence.num_computed = chunk.end
             self._computed_tokens += len(chunk.tokens)
+            self._decode_tokens += max(0, chunk.end - max(chunk.start, len(sequence.prompt_tokens)))
             self._share(sequence)
             for drawn in outcome.sampled:
                 sequence.append(drawn)
@@ -327,6 +330,7 @@ class Scheduler:
             len(self.waiting),
             len(self.running),
             self._computed_tokens,
+            self._decode_tokens,
             self._cached_tokens,
             self._preemptions,
             self._step,

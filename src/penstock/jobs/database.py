@@ -87,6 +87,16 @@ class Database:
             finally:
                 cursor.close()  # an open read would keep the log from being folded into the file
 
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """All that is read inside is of one moment."""
+        with self._our_errors():
+            self._connection.execute("BEGIN")
+        try:
+            yield
+        finally:
+            self.rollback()
+
     def write(self, sql: str, *values: object) -> int:
         """Run a statement in the transaction; the number of entries that it changed."""
         with self.writing():

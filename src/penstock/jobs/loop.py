@@ -24,6 +24,7 @@ from penstock.jobs.progress import Position, Watch
 from penstock.jobs.queue import Queue
 from penstock.jobs.stopping import StopSignals
 from penstock.jobs.store import CRASHES_TO_SUSPECT, Item, Result, Store, Totals
+from penstock.jobs.timeline import Timeline
 from penstock.jobs.timing import Timer
 from penstock.planner import unpack_tokens
 from penstock.protocol import BadRow, BatchRow, answer_line, duplicate_custom_id, error_line, parse_row
@@ -74,6 +75,7 @@ class Loop:
         self._totals = self._start = store.totals()
         self._in_flight: set[int] = set()  # the rows that are claimed and not finished
         self._running: dict[int, Row] = {}  # by the engine's number
+        self._timeline = Timeline(store, loaded.engine.stats, timer=around.timer, phases=around.phases)
 
     def run(self) -> None:
         """Finish every row that has no result.
@@ -94,12 +96,16 @@ class Loop:
             claimed, is_ended = self._claim(rows, room=at_once - len(self._running))
             self._commit()  # what the last step finished, and these claims
             self._stop_if_asked()
+            self._around.phases.enter(Phase.QUEUE)
             for row in claimed:
                 self._hand_over(row)
             if self._running:
-                for event in self._step():
+                events = self._step()
+                self._around.phases.enter(Phase.RECORD)
+                for event in events:
                     self._record(event)
             is_over = is_ended and not self._running
+            self._timeline.update(rows=self._totals.done - self._start.done, is_last=is_over)
             self._around.watch.update(self._position)
         self._commit()
 

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from penstock.errors import PenstockError
 from penstock.jobs.database import Database, Kind
+from penstock.jobs.prefix_picture import OwnRows
 from penstock.planner import TOKEN_BYTES, Forest, Ranks, bucket, guess_tokens
 
 PLAN_VERSION = 1  # of what is in the file and how the order comes from it
@@ -319,6 +320,11 @@ class PlanFile:
             forest.parents.append(parent)
             forest.depths.append(depth)
         return forest
+
+    def own_rows(self) -> Iterator[OwnRows]:
+        """The rows that are computed, by the deepest prefix above them."""
+        found = "SELECT node, count(*), sum(prompt_tokens) FROM places WHERE leader = row GROUP BY node"
+        return (OwnRows(*fields) for fields in self._db.stream(found))
 
     def nodes(self) -> list[PrefixNode]:
         """The prefixes, in the order in which they were found."""

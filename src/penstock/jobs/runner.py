@@ -20,10 +20,12 @@ from penstock.jobs.loop import Loop, Surroundings
 from penstock.jobs.phases import Phase
 from penstock.jobs.plan_file import PlanFile, remove_plan
 from penstock.jobs.planning import Planning, make_plan, num_cores, plan_key, plan_path
+from penstock.jobs.prefix_picture import tree_of
 from penstock.jobs.progress import Watch
 from penstock.jobs.queue import Queue
 from penstock.jobs.store import Identity, Store
 from penstock.jobs.summary import Outcome, Summary, summarize
+from penstock.jobs.timeline import record_tree, recorded_tree
 from penstock.jobs.tokenizing import Setup
 
 FindModel = Callable[[], Model]
@@ -64,6 +66,8 @@ def _run_locked(job: Job, find_model: FindModel, *, around: Surroundings, lock: 
     if store is None:
         store = jobs.new_store(job, lock, identity=identity, model=model.name, plan=plan)
         opened.callback(store.close)
+    if recorded_tree(store) is None:
+        record_tree(store, tree_of(plan.forest(), plan.own_rows()))
     _check_numerics(job, store, loaded=loaded, around=around)
     store.move(**dict(jobs.relative_paths(job)))
     with closing(_open_export(job, store)) as export:

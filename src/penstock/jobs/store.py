@@ -43,6 +43,22 @@ MIGRATIONS = (
     CREATE INDEX results_failed ON results (row) WHERE code IS NOT NULL;
     CREATE TABLE counts (name TEXT PRIMARY KEY, number INTEGER NOT NULL) WITHOUT ROWID;
     """,
+    """
+    ALTER TABLE runs ADD COLUMN load_s REAL;
+    ALTER TABLE runs ADD COLUMN plan_s REAL;
+    CREATE TABLE samples (  -- of `jobs/timeline.py`: counts since the run's engine was ready, and its state at `at_s`
+        run INTEGER NOT NULL REFERENCES runs, at_s REAL NOT NULL, rows INTEGER NOT NULL, steps INTEGER NOT NULL,
+        prefill_tokens INTEGER NOT NULL, decode_tokens INTEGER NOT NULL, cached_tokens INTEGER NOT NULL,
+        output_tokens INTEGER NOT NULL, preemptions INTEGER NOT NULL,
+        kv_used_tokens INTEGER NOT NULL, kv_total_tokens INTEGER NOT NULL,
+        running INTEGER NOT NULL, waiting INTEGER NOT NULL,
+        read_s REAL NOT NULL, queue_s REAL NOT NULL, step_s REAL NOT NULL, record_s REAL NOT NULL,
+        commit_s REAL NOT NULL, export_s REAL NOT NULL,
+        PRIMARY KEY (run, at_s)
+    ) WITHOUT ROWID;
+    CREATE TABLE predictions (run INTEGER PRIMARY KEY REFERENCES runs, prediction TEXT NOT NULL);
+    CREATE TABLE prefix_tree (tree TEXT NOT NULL);  -- of the plan, which is gone when the job is finished
+    """,
 )
 JOB = Kind("job", 0x50454E53, MIGRATIONS)  # "PENS"
 
@@ -163,6 +179,16 @@ class Store:
     def close(self) -> None:
         """Close the file; what was not committed is lost."""
         self._db.close()
+
+    @property
+    def database(self) -> Database:
+        """The file itself, for the module that has tables of its own in it (`timeline.py`)."""
+        return self._db
+
+    @property
+    def run(self) -> int | None:
+        """The run that `begin_run` began; None: none yet."""
+        return self._run
 
     # --- what the job is ----------------------------------------------------------------------------------------
 
@@ -335,6 +361,19 @@ class Store:
         """The number of error rows by code."""
         return dict(
             self._db.query("SELECT code, count(*) FROM results WHERE code IS NOT NULL GROUP BY code ORDER BY code")
+        )
+
+    def first_failures(self) -> list[Result]:
+        """The first error row of each code."""
+        columns = ", ".join(Result._fields)
+        first = "SELECT min(row) FROM results WHERE code IS NOT NULL GROUP BY code"
+        return [Result(*found) for found in self._db.query(f"SELECT {columns} FROM results WHERE row IN ({first})")]
+
+    def answer_lengths(self) -> list[tuple[int, int]]:
+        """How long the answers are: (output tokens, number of rows), the shortest first."""
+        return self._db.query(
+            "SELECT output_tokens, count(*) FROM results WHERE code IS NULL"
+            " GROUP BY output_tokens ORDER BY output_tokens"
         )
 
     def verify(self) -> Iterator[str]:
