@@ -77,6 +77,7 @@ def test_every_setting_has_a_flag_and_a_variable() -> None:
         "model": "demo",
         "device": "cpu",
         "dtype": "float16",
+        "memory": "1GiB",
         "kv-memory": "1KiB",
         "token-budget": "64",
         "max-sequences": "8",
@@ -87,7 +88,7 @@ def test_every_setting_has_a_flag_and_a_variable() -> None:
     }
     environment = {config.variable(name): value for name, value in flags.items()}
     by_flag, by_variable = read_settings(flags, {}), read_settings({}, environment)
-    expected = ("demo", "cpu", "float16", 1024, 64, 8, 3, "avx2", 0, "phase")
+    expected = ("demo", "cpu", "float16", GIB, 1024, 64, 8, 3, "avx2", 0, "phase")
     for found in (by_flag, by_variable):
         assert tuple(getattr(found, name) for name in Settings.__dataclass_fields__ if name != "sources") == expected
 

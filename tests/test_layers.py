@@ -9,9 +9,10 @@ import pytest
 
 SOURCE = Path(__file__).parent.parent / "src" / "penstock"
 
-WORDS = {"__init__", "errors", "request", "step", "config", "fields", "protocol", "models.spec"}
+WORDS = {"__init__", "errors", "request", "step", "config", "fields", "memory", "protocol", "models.spec"}
 DECISIONS = {"blocks", "cost", "planner", "prefix", "scheduler", "sequence", "stops"}
-TENSORS = {"kv", "device", "executor", "sampling", "weights", "tokenizer", "checkpoint"}  # and models.*, kernels.*
+# models.*, kernels.* as well
+TENSORS = {"kv", "device", "executor", "pages", "sampling", "weights", "tokenizer", "checkpoint"}
 ENGINE = {"engine", "intake"}
 SURFACES = {"cli", "cli_bench", "cli_jobs", "cli_output", "cli_run", "llm", "__main__"}
 

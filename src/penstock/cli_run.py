@@ -48,6 +48,7 @@ def add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     for name, metavar, text in (
         ("device", "auto|cpu|cuda", "where to compute (default: auto)"),
         ("dtype", "auto|float32|bfloat16|float16", "of weights and KV (default: auto, the checkpoint's)"),
+        ("memory", "SIZE", "bounds the process: weights, keys and values and all else, such as 8GiB"),
         ("kv-memory", "SIZE", "memory for keys and values, such as 1GiB (default: by model and machine)"),
         ("token-budget", "N", "tokens a step, at most"),
         ("max-sequences", "N", "sequences that run at once, at most"),
@@ -68,7 +69,7 @@ def add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 
 
 def _run(flags: argparse.Namespace) -> int:
-    names = ("model", "device", "dtype", "kv-memory", "token-budget", "max-sequences", "threads", "seed")
+    names = ("model", "device", "dtype", "memory", "kv-memory", "token-budget", "max-sequences", "threads", "seed")
     settings = config.read_settings({name: getattr(flags, name.replace("-", "_")) for name in names})
     if settings.model is None:
         raise ConfigError("no model was named; give --model FOLDER, --model HUB/ID or --model demo")

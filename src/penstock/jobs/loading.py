@@ -10,7 +10,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from penstock.config import Choice, EngineConfig, Settings, read_machine, resolve, wait_passively
+from penstock.config import (
+    Choice,
+    EngineConfig,
+    Machine,
+    Settings,
+    read_machine,
+    resident_bytes,
+    resolve,
+    wait_passively,
+)
 from penstock.engine import EngineStats, Event, open_engine
 from penstock.intake import Intake
 from penstock.jobs.tokenizing import Setup
@@ -105,6 +114,7 @@ class CheckpointModel:
         self._checkpoint = checkpoint
         self._settings = settings
         self._config: EngineConfig | None = None
+        self._tokenizer: Tokenizer | None = None
         self.name = checkpoint.name
         self.fingerprint = checkpoint.fingerprint
 
@@ -112,6 +122,8 @@ class CheckpointModel:
         """Choose every setting that was left open, once."""
         found = self._checkpoint
         machine = read_machine(cuda_free_bytes=_cuda_free_bytes(self._settings.device))
+        if self._settings.memory_bytes is not None:
+            machine = self._measured(machine)
         resolved = resolve(self._settings, machine=machine, spec=found.spec, stored_dtype=found.dtype)
         self._config = resolved.config
         seed = Choice("seed", str(self._settings.seed or 0), self._settings.sources.get("seed", "default"))
@@ -122,13 +134,31 @@ class CheckpointModel:
         spec = self._checkpoint.spec
         return CheckpointSetup(self._checkpoint.folder, spec.context_tokens, job_seed, spec.vocab, self.name)
 
-    def load(self, job_seed: int) -> Loaded:
-        """Open the tokenizer and load the weights."""
+    def _measured(self, machine: Machine) -> Machine:
+        """The machine with what this process takes beside the model: all else is imported and opened first."""
+        wait_passively()
+        from penstock import device  # with torch
+        from penstock.kernels.native import open_native
+
+        assert device
+        self._open_tokenizer()
+        native = open_native(
+            dtype=self._settings.dtype or self._checkpoint.dtype, threads=1, max_isa=self._settings.max_isa
+        )
+        now, peak = resident_bytes()
+        return machine._replace(process_bytes=now, peak_bytes=peak, has_native=native.native is not None)
+
+    def _open_tokenizer(self) -> Tokenizer:
         from penstock.tokenizer import Tokenizer
 
+        if self._tokenizer is None:
+            self._tokenizer = Tokenizer.open(self._checkpoint.folder)
+        return self._tokenizer
+
+    def load(self, job_seed: int) -> Loaded:
+        """Open the tokenizer and load the weights."""
         assert self._config is not None, "resolve() comes first"
-        found, config = self._checkpoint, self._config
-        tokenizer = Tokenizer.open(found.folder)
+        found, config, tokenizer = self._checkpoint, self._config, self._open_tokenizer()
         intake = self.setup(job_seed).intake(tokenizer)
         engine = open_engine(found, config, decode=tokenizer.decode)
         return Loaded(engine, intake.request, tokenizer.token_text, UNFINISHED_PER_SEQUENCE * config.max_sequences)
