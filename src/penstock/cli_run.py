@@ -32,6 +32,12 @@ exit codes: 0 every row has an answer or an error row; 1 the same, with --fail-o
 """
 
 
+SETTINGS = (
+    *("model", "device", "dtype", "memory", "kv-memory", "token-budget", "max-sequences", "threads", "seed"),
+    *("cache", "cache-size"),
+)
+
+
 def add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add `penstock run`."""
     run = commands.add_parser(
@@ -53,6 +59,8 @@ def add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         ("token-budget", "N", "tokens a step, at most"),
         ("max-sequences", "N", "sequences that run at once, at most"),
         ("threads", "N", "threads that compute on the CPU (default: the physical cores)"),
+        ("cache", "DIR", "keeps answers across jobs, and takes from there what is known (default: off)"),
+        ("cache-size", "SIZE", "what --cache may keep (default: 1GiB)"),
         ("seed", "N", "names the random numbers of rows without a seed of their own (default: 0)"),
     ):
         run.add_argument(f"--{name}", metavar=metavar, help=text)
@@ -69,15 +77,14 @@ def add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 
 
 def _run(flags: argparse.Namespace) -> int:
-    names = ("model", "device", "dtype", "memory", "kv-memory", "token-budget", "max-sequences", "threads", "seed")
-    settings = config.read_settings({name: getattr(flags, name.replace("-", "_")) for name in names})
+    settings = config.read_settings({name: getattr(flags, name.replace("-", "_")) for name in SETTINGS})
     if settings.model is None:
         raise ConfigError("no model was named; give --model FOLDER, --model HUB/ID or --model demo")
     model = settings.model
     from penstock.jobs.loading import find_model
     from penstock.jobs.runner import run
 
-    job = _job(flags, settings.seed or 0)
+    job = _job(flags, settings)
     around = _surroundings(flags, settings.phase_file)
     with around.stop:
         try:
@@ -89,7 +96,8 @@ def _run(flags: argparse.Namespace) -> int:
     return code
 
 
-def _job(flags: argparse.Namespace, seed: int) -> Job:
+def _job(flags: argparse.Namespace, settings: config.Settings) -> Job:
+    from penstock.jobs.answer_cache import DEFAULT_BYTES
     from penstock.jobs.job import Job
 
     beside = flags.output.parent / flags.output.name
@@ -98,9 +106,11 @@ def _job(flags: argparse.Namespace, seed: int) -> Job:
         output=flags.output,
         errors=flags.errors or beside.with_name(f"{beside.name}.errors.jsonl"),
         path=flags.job or beside.with_name(f"{beside.name}.job"),
-        seed=seed,
+        seed=settings.seed or 0,
         overwrite=flags.overwrite,
         accept_numerics=flags.accept_numerics,
+        cache=None if settings.cache is None else Path(settings.cache),
+        cache_bytes=settings.cache_bytes or DEFAULT_BYTES,
     )
 
 

@@ -108,6 +108,8 @@ class Settings:
     threads: int | None = None
     max_isa: str | None = None
     seed: int | None = None
+    cache: str | None = None
+    cache_bytes: int | None = None
     phase_file: str | None = None
     sources: Mapping[str, str] = field(default_factory=dict)
 
@@ -173,6 +175,8 @@ _PARSERS: dict[str, tuple[str, Callable[[str, str], object]]] = {
     "threads": ("threads", _whole(1, 4096)),
     "max-isa": ("max_isa", _one_of(MAX_ISAS)),
     "seed": ("seed", _whole(0, MAX_SEED)),
+    "cache": ("cache", _text),
+    "cache-size": ("cache_bytes", parse_bytes),
     "phase-file": ("phase_file", _text),
 }
 

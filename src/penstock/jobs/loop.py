@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from penstock.engine import Event, Failed, Finished
 from penstock.errors import Interrupted, PenstockError, RowError, RowErrorCode
+from penstock.jobs.answer_cache import AnswerCache
 from penstock.jobs.export import Export
 from penstock.jobs.formats import LineReader
 from penstock.jobs.job import UnchangedInput
@@ -42,11 +43,12 @@ class Surroundings(NamedTuple):
 
 
 class Row(NamedTuple):
-    """A row that was claimed: its item in the store, its place in the plan, and what it asks."""
+    """A row that was claimed: its item, its place in the plan, what it asks, what its answer is cached under."""
 
     item: Item
     planned: PlannedRow
     asks: BatchRow
+    cache_key: bytes | None = None
 
 
 class Loop:
@@ -61,8 +63,10 @@ class Loop:
         read: UnchangedInput,
         export: Export,
         around: Surroundings,
+        cache: AnswerCache | None = None,
     ) -> None:
         self._store = store
+        self._cache = cache or AnswerCache.off()
         self._loaded = loaded
         self._queue = queue
         self._read = read
@@ -81,7 +85,7 @@ class Loop:
         Raises:
             Interrupted: a signal asked to stop; everything is committed. StorageFailed: the disk failed.
         """
-        with closing(self._lines):
+        with closing(self._lines), closing(self._cache):
             self._drain(self._queue.missing(self._in_flight.__contains__), at_once=self._loaded.at_once)
             self._drain(self._suspects(), at_once=1)
 
@@ -140,11 +144,17 @@ class Loop:
         return self._lines.read(planned.at, planned.size_bytes)
 
     def _hand_over(self, row: Row) -> None:
-        """Give a claimed row to the engine, with the tokens of the plan."""
+        """Give a claimed row to the engine, with the tokens of the plan, if its answer is not known."""
         with self._one_row(row):
             tokens = None if row.planned.tokens is None else unpack_tokens(row.planned.tokens)
             request = self._loaded.request(row.asks, tokens)
-            self._running[self._loaded.engine.add(request, self._queue.expect(row.planned))] = row
+            row = row._replace(cache_key=self._cache.key(request))
+            known = self._cache.get(row.cache_key)
+            if known is None:
+                self._running[self._loaded.engine.add(request, self._queue.expect(row.planned))] = row
+            else:
+                self._answer(row, known)
+                self._store.count("from_cache")
 
     def _step(self) -> list[Event]:
         self._around.phases.enter(Phase.STEP)
@@ -156,6 +166,7 @@ class Loop:
             row = self._running.pop(event.number)
             with self._one_row(row):
                 self._answer(row, event.answer)
+                self._cache.put(row.cache_key, event.answer)
         elif isinstance(event, Failed):
             self._fail(self._running.pop(event.number), event.error)
 

@@ -67,7 +67,8 @@ def _run_locked(job: Job, find_model: FindModel, *, around: Surroundings, lock: 
     _check_numerics(job, store, loaded=loaded, around=around)
     store.move(**dict(jobs.relative_paths(job)))
     with closing(_open_export(job, store)) as export:
-        loop = Loop(store, loaded, Queue(plan, store), read=read, export=export, around=around)
+        cache = jobs.open_cache(job, store, stats=loaded.engine.stats(), tell=around.watch.warn)
+        loop = Loop(store, loaded, Queue(plan, store), read=read, export=export, around=around, cache=cache)
         return _run_loop(job, store, loop, loaded=loaded, export=export, around=around)
 
 
