@@ -28,7 +28,7 @@ completions, and what the context leaves for chats. Rows without a seed draw fro
 Killed or interrupted? The same command goes on where it was, and ends with the same bytes.
 
 exit codes: 0 every row has an answer or an error row; 1 the same, with --fail-on-error and error rows;
-2 refused, nothing done; 3 stopped, the same command goes on; 130 interrupted, the same command goes on
+2 refused, nothing done; 3 stopped, 4 stopped by --finish-by or --max-hours, 130 interrupted: the same command goes on
 """
 
 
@@ -64,6 +64,8 @@ def add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         ("seed", "N", "names the random numbers of rows without a seed of their own (default: 0)"),
     ):
         run.add_argument(f"--{name}", metavar=metavar, help=text)
+    run.add_argument("--finish-by", metavar="TIME", help="stop at a local time (07:00) or date and time, with all kept")
+    run.add_argument("--max-hours", metavar="HOURS", help="stop so long after the start, such as 1.5, with all kept")
     run.add_argument("--errors", type=Path, metavar="FILE", help="error rows once more (default: OUT.errors.jsonl)")
     run.add_argument("--job", type=Path, metavar="PATH", help="the job file, which is the truth (default: OUT.job)")
     for name, text in (
@@ -115,6 +117,9 @@ def _job(flags: argparse.Namespace, settings: config.Settings) -> Job:
 
 
 def _surroundings(flags: argparse.Namespace, phase_file: str | None) -> Surroundings:
+    from datetime import datetime
+
+    from penstock.jobs.deadline import read_deadline
     from penstock.jobs.loop import Surroundings
     from penstock.jobs.phases import PhaseTrace
     from penstock.jobs.progress import Watch
@@ -126,7 +131,10 @@ def _surroundings(flags: argparse.Namespace, phase_file: str | None) -> Surround
     if started_s is None:
         started_s = _now_s()
         watch.note("the start of the process is not known here; times count from the start of the command")
-    return Surroundings(Timer(started_s, _now_s), watch, StopSignals(), PhaseTrace(phase_file))
+    deadline = read_deadline(
+        flags.finish_by, flags.max_hours, now=datetime.now().astimezone(), now_s=_now_s(), started_s=started_s
+    )
+    return Surroundings(Timer(started_s, _now_s), watch, StopSignals(), PhaseTrace(phase_file), deadline)
 
 
 def _show_summary(summary: Summary, flags: argparse.Namespace, code: int) -> None:

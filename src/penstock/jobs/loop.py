@@ -13,8 +13,9 @@ from contextlib import closing, contextmanager
 from typing import NamedTuple
 
 from penstock.engine import Event, Failed, Finished
-from penstock.errors import Interrupted, PenstockError, RowError, RowErrorCode
+from penstock.errors import Interrupted, OutOfTime, PenstockError, RowError, RowErrorCode
 from penstock.jobs.answer_cache import AnswerCache
+from penstock.jobs.deadline import Deadline
 from penstock.jobs.export import Export
 from penstock.jobs.formats import LineReader
 from penstock.jobs.job import UnchangedInput
@@ -40,6 +41,7 @@ class Surroundings(NamedTuple):
     watch: Watch
     stop: StopSignals
     phases: PhaseTrace
+    deadline: Deadline | None = None
 
 
 class Row(NamedTuple):
@@ -275,6 +277,9 @@ class Loop:
     def _stop_if_asked(self) -> None:
         if self._around.stop.asked is not None:
             raise Interrupted(f"stopped by {self._around.stop.asked.name}")
+        deadline, done = self._around.deadline, self._totals.done
+        if deadline is not None and self._around.timer.now_s() >= deadline.at_s and done < self._about.rows:
+            raise OutOfTime(f"stopped by {deadline.asked}, with {done} of {self._about.rows} rows done")
 
     def _position(self) -> Position:
         stats, at, start = self._loaded.engine.stats(), self._totals, self._start

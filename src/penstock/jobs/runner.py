@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack, closing
 
-from penstock.errors import Interrupted, Refused, Stopped, StorageFailed
+from penstock.errors import Interrupted, OutOfTime, Refused, Stopped, StorageFailed
 from penstock.jobs import job as jobs
+from penstock.jobs.deadline import outlook
 from penstock.jobs.export import Export, OutputFile
 from penstock.jobs.job import Job, UnchangedInput
 from penstock.jobs.loading import Loaded, Model
@@ -103,6 +104,8 @@ def _run_loop(job: Job, store: Store, loop: Loop, *, loaded: Loaded, export: Exp
     stats = loaded.engine.stats()
     store.begin_run(jobs.now(), stats.numerics, row_exact=stats.row_exact)
     around.timer.ready()
+    if around.deadline is not None:
+        around.watch.note(outlook(around.deadline, None, now_s=around.timer.now_s()))
     around.stop.is_graceful = True
     stopped: BaseException | None = None
     try:
@@ -150,6 +153,8 @@ def _reason(stopped: BaseException | None, around: Surroundings) -> str | None:
 def _exit_code(stopped: BaseException | None, around: Surroundings) -> int:
     if stopped is None:
         return 0
+    if isinstance(stopped, OutOfTime):
+        return 4
     return around.stop.exit_code if isinstance(stopped, KeyboardInterrupt | Interrupted) else 3
 
 
