@@ -147,16 +147,16 @@ def peak_of(command: list[str], environment: dict[str, str], said: Path) -> int:
 
 
 @pytest.mark.torch
-@pytest.mark.parametrize(("limit", "isa"), [("360MiB", "amx"), ("480MiB", "amx"), ("512MiB", "reference")])
+@pytest.mark.parametrize(("limit", "isa"), [("360MiB", "amx"), ("512MiB", "reference")])
 def test_a_real_process_stays_under_its_limit_with_its_kv_memory_full(tmp_path: Path, limit: str, isa: str) -> None:
-    rows = (row(f"r{n}", [3 + (7 * n + i * i) % 900 for i in range(1000)], max_tokens=2, logprobs=3) for n in range(16))
+    rows = (row(f"r{n}", [3 + (7 * n + i * i) % 900 for i in range(800)], max_tokens=2, logprobs=3) for n in range(8))
     given = write_rows(tmp_path / "in.jsonl", rows)
     command = [sys.executable, "-m", "penstock.cli", "run", str(given), "-o", str(tmp_path / "out.jsonl"), "--json"]
     command += ["--model", "demo", "--device", "cpu", "--memory", limit]
     peak_bytes = peak_of(command, {"PENSTOCK_MAX_ISA": isa}, tmp_path / "said")
     settings = json.loads((tmp_path / "said").read_text())["settings"]
-    kv_bytes, process_bytes = parse_bytes(settings["kv memory"]), parse_bytes(settings["process memory"])
+    kv_bytes, process_bytes = (parse_bytes(settings[f"{name} memory"].split(" (")[0]) for name in ("kv", "process"))
     assert peak_bytes <= parse_bytes(limit), f"peak {format_bytes(peak_bytes)}"
     # The limit could have been broken: the KV was used, and is a good part of it.
     assert kv_bytes > 20 * MIB
-    assert peak_bytes > process_bytes + min(kv_bytes, 16 * 1000 * 6144)
+    assert peak_bytes > process_bytes + min(kv_bytes, 8 * 800 * 6144)
