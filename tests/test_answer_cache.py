@@ -19,7 +19,16 @@ import pytest
 from penstock.jobs.answer_cache import FILE, PENDING, AnswerCache, Scope
 from penstock.jobs.job import Job
 from penstock.jobs.summary import Summary
-from penstock.request import Answer, Completion, FinishReason, Request, SamplingParams, TokenLogprob, TokenSpan
+from penstock.request import (
+    Answer,
+    Completion,
+    FinishReason,
+    Request,
+    SamplingParams,
+    TokenLogprob,
+    TokenSpan,
+    stream_key,
+)
 from tests.job_runs import ToyEngine, ToyModel, job_at, row, run_job, write_rows
 
 MIB = 2**20
@@ -34,7 +43,8 @@ mount -o remount,$5 "$1"
 
 
 def request(prompt: int, **params: object) -> Request:
-    return Request((TokenSpan((prompt, 2, 3)),), SamplingParams(**{"temperature": 0.0, **params}))  # type: ignore[arg-type]
+    made = SamplingParams(**{"temperature": 0.0, **params})  # type: ignore[arg-type]
+    return Request((TokenSpan((prompt, 2, 3)),), made, stream_key(made.seed, job_seed=0, custom_id=str(prompt)))
 
 
 def answer(text: str = "out", tokens: int = 2) -> Answer:
@@ -101,7 +111,7 @@ def test_only_answers_that_their_request_decides_have_a_key(tmp_path: Path) -> N
 
 def test_the_file_stays_within_its_limit_and_what_was_used_stays(tmp_path: Path) -> None:
     with closing(opened(tmp_path, limit=MIB)) as cache:
-        favourite = cache.key(request(-1))
+        favourite = cache.key(request(10**6))
         cache.put(favourite, answer("favourite", tokens=20))
         for n in range(1500):
             cache.put(cache.key(request(n)), answer("x" * 2000))
@@ -128,7 +138,7 @@ def test_what_was_cheap_and_large_goes_before_what_was_dear_and_small(tmp_path: 
 
 def test_what_was_used_long_ago_gives_way_in_the_end(tmp_path: Path) -> None:
     with closing(opened(tmp_path, limit=MIB)) as cache:
-        old = cache.key(request(-1))
+        old = cache.key(request(10**6))
         cache.put(old, answer("x" * 1000))
         for _ in range(3):
             cache.get(old)
@@ -159,8 +169,8 @@ def test_a_damaged_entry_is_dropped_counted_and_told(tmp_path: Path) -> None:
         assert [cache.get(cache.key(request(n))) for n in range(3)] == [None, None, None]
         assert cache.stats().damaged == 3
         assert cache.stats().entries == 0
-    assert len(told) == 3
-    assert "damaged entry; its row is computed again" in told[0]
+    assert "has damaged entries; their rows are computed again" in told[0]
+    assert told[1:] == ["3 damaged entries were dropped from the cache"]
     assert known(tmp_path, 3) == set()  # and nothing more is told
 
 

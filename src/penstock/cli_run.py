@@ -66,6 +66,7 @@ def add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         run.add_argument(f"--{name}", metavar=metavar, help=text)
     run.add_argument("--finish-by", metavar="TIME", help="stop at a local time (07:00) or date and time, with all kept")
     run.add_argument("--max-hours", metavar="HOURS", help="stop so long after the start, such as 1.5, with all kept")
+    run.add_argument("--priority", metavar="FIELD", help="rows with a higher number in metadata.FIELD run first")
     run.add_argument("--errors", type=Path, metavar="FILE", help="error rows once more (default: OUT.errors.jsonl)")
     run.add_argument("--job", type=Path, metavar="PATH", help="the job file, which is the truth (default: OUT.job)")
     for name, text in (
@@ -111,6 +112,7 @@ def _job(flags: argparse.Namespace, settings: config.Settings) -> Job:
         seed=settings.seed or 0,
         overwrite=flags.overwrite,
         accept_numerics=flags.accept_numerics,
+        priority=flags.priority,
         cache=None if settings.cache is None else Path(settings.cache),
         cache_bytes=settings.cache_bytes or DEFAULT_BYTES,
     )

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from penstock.errors import ConfigError
-from penstock.memory import OTHER_BYTES, Footprint, Shape, footprint
+from penstock.memory import OTHER_BYTES, PLAN_BYTES, Footprint, Shape, footprint
 from penstock.models.spec import DecoderSpec
 
 T = TypeVar("T")
@@ -309,8 +309,9 @@ def _within(settings: Settings, machine: Machine, *, spec: DecoderSpec, device: 
         )
     parts = footprint(spec, shape, process_bytes=machine.process_bytes, peak_bytes=machine.peak_bytes)
     if parts.smallest > limit:
+        process = format_bytes(parts.process + OTHER_BYTES + PLAN_BYTES)
         needed = (
-            f"the process takes {format_bytes(parts.process + OTHER_BYTES)}, the weights {format_bytes(parts.weights)} "
+            f"the process takes {process}, the weights {format_bytes(parts.weights)} "
             f"({format_bytes(parts.loading)} while they are read), and a step of {shape.token_budget} tokens and "
             f"{shape.sequences} sequences {format_bytes(parts.workspace)}"
         )
@@ -328,6 +329,7 @@ def _memory_choices(settings: Settings, parts: Footprint) -> Iterator[Choice]:
     yield Choice("memory", format_bytes(settings.memory_bytes or 0), settings.sources.get("memory_bytes", "argument"))
     yield Choice("process memory", format_bytes(parts.process), "measured, before the model was loaded")
     yield Choice("other memory", format_bytes(OTHER_BYTES), "default: buffers, caches, the allocator's holes")
+    yield Choice("plan memory", format_bytes(PLAN_BYTES), "default: pages of the plan's file")
     yield Choice("weights", format_bytes(parts.weights), f"model; {format_bytes(parts.loading)} while they are read")
     yield Choice("step memory", format_bytes(parts.workspace), "the token budget and the sequences")
 

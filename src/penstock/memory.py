@@ -21,6 +21,7 @@ TOKEN_BYTES = 200
 # Beside all that is counted: code that is touched first when it runs, SQLite's cache, the rows in flight, the holes
 # of the allocator, the stacks of threads. Measured: 20 to 45 MiB (docs/log.md).
 OTHER_BYTES = 64 * MIB
+PLAN_BYTES = 64 * MIB  # pages of the plan's file that SQLite keeps (see jobs/plan_file.py)
 RESERVED_BYTES = 2 * MIB  # the native kernels round each piece of working memory up to a huge page
 FEWEST_KV_TOKENS = 512  # KV memory that answers rows at all
 
@@ -61,13 +62,13 @@ class Footprint:
     @property
     def smallest(self) -> int:
         """The smallest limit that can be kept."""
-        fixed = self.process + OTHER_BYTES
+        fixed = self.process + OTHER_BYTES + PLAN_BYTES
         running = self.weights + self.workspace + (self.fewest_blocks + 1) * self.block
         return max(self.peak, fixed + max(self.loading, running))
 
     def kv_bytes(self, limit: int) -> int:
         """KV memory that keeps the process within a limit, in whole blocks (one more, always zero, is allowed for)."""
-        left = limit - self.process - OTHER_BYTES - self.weights - self.workspace
+        left = limit - self.process - OTHER_BYTES - PLAN_BYTES - self.weights - self.workspace
         return max(0, left // self.block - 1) * self.block_kv
 
 

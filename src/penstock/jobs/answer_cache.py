@@ -153,6 +153,8 @@ class AnswerCache:
     def close(self) -> None:
         """Write what is not written yet, and close the file."""
         self.save()
+        if self._counts.damaged > 1:
+            self._tell(f"{self._counts.damaged} damaged entries were dropped from the cache")
         if self._database is not None:
             self._database.close()
             self._database = None
@@ -171,8 +173,9 @@ class AnswerCache:
         blob, digest = found[0]
         if isinstance(blob, bytes) and digest == _digest(key, blob):
             return blob
+        if not self._counts.damaged:
+            self._tell(f"the cache {self._database.path} has damaged entries; their rows are computed again")
         self._count(damaged=1)
-        self._tell(f"the cache {self._database.path} had a damaged entry; its row is computed again")
         self._write("a damaged entry cannot be dropped", lambda database: _drop(database, key))
         return None
 

@@ -36,6 +36,7 @@ class Job:
         seed: names the random streams of rows without a seed of their own.
         overwrite: an output without a job, or a job made from something else, may be replaced.
         accept_numerics: go on although the earlier rows were computed with other numerics.
+        priority: the field of the rows' metadata whose number says what runs first, the highest; None: no matter.
         cache: the folder that keeps answers across jobs; None: none does; cache_bytes: how much it may keep.
     """
 
@@ -46,6 +47,7 @@ class Job:
     seed: int = 0
     overwrite: bool = False
     accept_numerics: bool = False
+    priority: str | None = None
     cache: Path | None = None
     cache_bytes: int = DEFAULT_BYTES
 

@@ -25,7 +25,7 @@ from penstock.jobs.progress import Watch
 from penstock.jobs.queue import Queue
 from penstock.jobs.store import Identity, Store
 from penstock.jobs.summary import Outcome, Summary, summarize
-from penstock.jobs.tokenizing import Setup
+from penstock.jobs.tokenizing import WITHOUT_PRIORITY, Setup
 
 FindModel = Callable[[], Model]
 
@@ -82,12 +82,17 @@ def _load(job: Job, model: Model, around: Surroundings) -> Loaded:
 def _plan(job: Job, setup: Setup, identity: Identity, around: Surroundings) -> PlanFile:
     """The job's plan: made now, gone on with, or as it was made before."""
     around.phases.enter(Phase.PLAN)
-    key = plan_key(identity.fingerprint(), setup)
-    planning = Planning(job.input, setup, key, num_cores(), around.watch.reading)
+    key = plan_key(identity.fingerprint(), setup, job.priority)
+    planning = Planning(job.input, setup, key, num_cores(), around.watch.reading, priority=job.priority)
     with around.timer.reading():
         plan, lost = make_plan(plan_path(job.path), planning)
     if lost:
         around.watch.warn(f"a process that tokenized died; its {lost} rows are tokenized when they run")
+    without = plan.counts().get(WITHOUT_PRIORITY, 0)
+    if without:
+        around.watch.warn(
+            f"--priority {job.priority}: {without} rows have no such number in their metadata and run last"
+        )
     return plan
 
 
