@@ -254,7 +254,7 @@ def resolve(settings: Settings, *, machine: Machine, spec: DecoderSpec, stored_d
     if settings.memory_bytes is not None:
         shape = Shape(ELEMENT_BYTES[dtype], ELEMENT_BYTES[stored_dtype], budget, sequences, threads, machine.has_native)
         parts = _within(settings, machine, spec=spec, device=device, shape=shape)
-        choices += _memory_choices(settings, parts)
+        choices += _memory_choices(settings, parts, shape)
         automatic_kv = parts.kv_bytes(settings.memory_bytes), "what the memory leaves"
     kv_bytes = choose("kv_memory_bytes", settings.kv_memory_bytes, automatic_kv, format_bytes)
     config = EngineConfig(device, dtype, kv_bytes, budget, sequences, threads=threads, max_isa=settings.max_isa)
@@ -313,7 +313,7 @@ def _within(settings: Settings, machine: Machine, *, spec: DecoderSpec, device: 
         needed = (
             f"the process takes {process}, the weights {format_bytes(parts.weights)} "
             f"({format_bytes(parts.loading)} while they are read), and a step of {shape.token_budget} tokens and "
-            f"{shape.sequences} sequences {format_bytes(parts.workspace)}"
+            f"{shape.sequences} sequences on the {shape.kernels} kernels {format_bytes(parts.workspace)}"
         )
         least = format_bytes(-(-parts.smallest // 2**20) * 2**20)
         raise ConfigError(f"{name} is {format_bytes(limit)} and the least that is enough is {least}: {needed}")
@@ -325,13 +325,13 @@ def _within(settings: Settings, machine: Machine, *, spec: DecoderSpec, device: 
     return parts
 
 
-def _memory_choices(settings: Settings, parts: Footprint) -> Iterator[Choice]:
+def _memory_choices(settings: Settings, parts: Footprint, shape: Shape) -> Iterator[Choice]:
     yield Choice("memory", format_bytes(settings.memory_bytes or 0), settings.sources.get("memory_bytes", "argument"))
     yield Choice("process memory", format_bytes(parts.process), "measured, before the model was loaded")
     yield Choice("other memory", format_bytes(OTHER_BYTES), "default: buffers, caches, the allocator's holes")
     yield Choice("plan memory", format_bytes(PLAN_BYTES), "default: pages of the plan's file")
     yield Choice("weights", format_bytes(parts.weights), f"model; {format_bytes(parts.loading)} while they are read")
-    yield Choice("step memory", format_bytes(parts.workspace), "the token budget and the sequences")
+    yield Choice("step memory", format_bytes(parts.workspace), f"token budget, sequences, {shape.kernels} kernels")
 
 
 def resident_bytes() -> tuple[int, int]:

@@ -37,6 +37,11 @@ class Shape(NamedTuple):
     is_native: bool
     block_tokens: int = 16
 
+    @property
+    def kernels(self) -> str:
+        """The name of the kernels."""
+        return "native" if self.is_native else "reference"
+
 
 @dataclass(frozen=True, slots=True)
 class Footprint:
