@@ -21,6 +21,7 @@ from typing import NamedTuple
 from penstock.config import Choice
 from penstock.engine import EngineStats, Event, Failed, Finished, TokenEvent
 from penstock.errors import RowError, RowErrorCode, Stopped
+from penstock.jobs.deadline import Deadline
 from penstock.jobs.job import Job
 from penstock.jobs.loading import Loaded
 from penstock.jobs.loop import Surroundings
@@ -184,17 +185,22 @@ def job_at(folder: Path, *, seed: int = 0, overwrite: bool = False, accept_numer
     )
 
 
-def surroundings(stop: StopSignals | None = None, phase_file: str | None = None) -> Surroundings:
+def surroundings(
+    stop: StopSignals | None = None, phase_file: str | None = None, *, within_s: float | None = None
+) -> Surroundings:
     """A run that shows nothing."""
     watch = Watch(StringIO(), is_quiet=True)
     timer = Timer(time.monotonic(), time.monotonic)
-    return Surroundings(timer, watch, stop or StopSignals(), PhaseTrace(phase_file))
+    deadline = None if within_s is None else Deadline(time.monotonic() + within_s, f"--max-hours {within_s / 3600}")
+    return Surroundings(timer, watch, stop or StopSignals(), PhaseTrace(phase_file), deadline)
 
 
-def run_job(job: Job, model: ToyModel | None = None, *, stop: StopSignals | None = None) -> Summary:
+def run_job(
+    job: Job, model: ToyModel | None = None, *, stop: StopSignals | None = None, within_s: float | None = None
+) -> Summary:
     """Run a job in this process."""
     found = model or ToyModel()
-    return run(job, lambda: found, surroundings(stop))
+    return run(job, lambda: found, surroundings(stop, within_s=within_s))
 
 
 def _crash(prompts: list[str]) -> None:
@@ -203,9 +209,13 @@ def _crash(prompts: list[str]) -> None:
 
 
 def main(folder: Path) -> int:
-    """Run the job of a folder with the toy engine; a prompt with CRASH kills the process."""
+    """Run the job of a folder with the toy engine; a prompt with CRASH kills the process.
+
+    Arguments behind the folder: a pause before each step, the time after which to stop (both in seconds).
+    """
     stop = StopSignals()
     pause_s = float(sys.argv[2]) if len(sys.argv) > 2 else 0.0
+    within_s = float(sys.argv[3]) if len(sys.argv) > 3 else None
 
     def on_step(prompts: list[str]) -> None:
         time.sleep(pause_s)
@@ -213,7 +223,7 @@ def main(folder: Path) -> int:
 
     with stop:
         try:
-            summary = run_job(job_at(folder), ToyModel(ToyEngine(on_step=on_step)), stop=stop)
+            summary = run_job(job_at(folder), ToyModel(ToyEngine(on_step=on_step)), stop=stop, within_s=within_s)
         except Stopped as error:
             print(error, file=sys.stderr)
             return 3

@@ -80,17 +80,20 @@ def test_every_setting_has_a_flag_and_a_variable() -> None:
         "model": "demo",
         "device": "cpu",
         "dtype": "float16",
+        "memory": "1GiB",
         "kv-memory": "1KiB",
         "token-budget": "64",
         "max-sequences": "8",
         "threads": "3",
         "max-isa": "avx2",
         "seed": "0",
+        "cache": "cache",
+        "cache-size": "1MiB",
         "phase-file": "phase",
     }
     environment = {config.variable(name): value for name, value in flags.items()}
     by_flag, by_variable = read_settings(flags, {}), read_settings({}, environment)
-    expected = ("demo", "cpu", "float16", 1024, 64, 8, 3, "avx2", 0, "phase")
+    expected = ("demo", "cpu", "float16", GIB, 1024, 64, 8, 3, "avx2", 0, "cache", 2**20, "phase")
     for found in (by_flag, by_variable):
         assert tuple(getattr(found, name) for name in Settings.__dataclass_fields__ if name != "sources") == expected
 

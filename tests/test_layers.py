@@ -9,10 +9,10 @@ import pytest
 
 SOURCE = Path(__file__).parent.parent / "src" / "penstock"
 
-WORDS = {"__init__", "errors", "request", "step", "config", "fields", "protocol", "models.spec"}
+WORDS = {"__init__", "errors", "request", "step", "config", "fields", "memory", "protocol", "models.spec"}
 DECISIONS = {"blocks", "cost", "differences", "planner", "prefix", "profile", "scheduler", "sequence", "stops"}
 # and models.*, kernels.*
-TENSORS = {"kv", "device", "executor", "sampling", "tiling", "weights", "tokenizer", "checkpoint"}
+TENSORS = {"kv", "device", "executor", "pages", "sampling", "tiling", "weights", "tokenizer", "checkpoint"}
 ENGINE = {"engine", "forecast", "intake", "measuring", "profile_store", "simulation"}
 SURFACES = {
     *("cli", "cli_bench", "cli_doctor", "cli_jobs", "cli_output", "cli_plan", "cli_run", "llm", "__main__"),

@@ -224,3 +224,33 @@ def _closed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
     for plan in opened:
         plan.close()
+
+
+def test_a_higher_priority_runs_first_and_rows_without_one_run_last_and_are_counted(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(planning, "SMALL_BYTES", 0)
+    ranks: list[object] = [{"rank": 1}, {"rank": "10"}, {}, {"rank": 10.0}, {"rank": "soon"}, None, {"rank": -3}]
+    lines = [line(n, [9, 9, 9, n + 1], max_tokens=1 + 60 * (n % 2), metadata=rank) for n, rank in enumerate(ranks)]
+    path.write_bytes(b"\n".join(lines))
+    for workers in (0, 2):
+        remove_plan(path.with_suffix(".plan"))
+        asked = Planning(path, SETUP, "key", workers, lambda rows: None, min_tokens=2, priority="rank")
+        plan, _ = make_plan(path.with_suffix(".plan"), asked)
+        found = numbers(plan.rows())
+        assert set(found[:2]) == {1, 3}
+        assert found[2:4] == [0, 6]  # whatever their lengths
+        assert set(found[4:]) == {2, 4, 5}
+        assert plan.counts()["without_priority"] == 3
+        plan.reorder(lambda node, prompt_tokens, guess: 62 - guess)
+        assert numbers(plan.rows())[2:4] == [0, 6]
+        plan.close()
+
+
+def test_many_priorities_are_no_trouble(path: Path) -> None:
+    lines = [line(n, [9, n + 1], metadata={"rank": (n * 7919) % 3000}) for n in range(3000)]
+    path.write_bytes(b"\n".join(lines))
+    asked = Planning(path, SETUP, "key", 0, lambda rows: None, min_tokens=2, priority="rank")
+    plan, _ = make_plan(path.with_suffix(".plan"), asked)
+    assert numbers(plan.rows()) == sorted(range(3000), key=lambda n: -((n * 7919) % 3000))
+    plan.close()

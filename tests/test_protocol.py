@@ -22,6 +22,7 @@ from penstock.protocol import (
     error_line,
     parse_body,
     parse_row,
+    priority_of,
 )
 from penstock.request import Answer, Completion, FinishReason, SamplingParams, TokenLogprob
 from tests.bad_rows import BAD_WAYS, BadWay, chat_line, completion_line
@@ -416,3 +417,28 @@ def test_half_a_surrogate_pair_is_written_as_the_escape_that_it_is_in_json() -> 
     line = answer_line(row, an_answer("\ud83d"), fingerprint="f", number=0, model="m", token_text=token_text)
     assert b'"content":"\\ud83d"' in line
     assert is_one_json_line(line)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "expected"),
+    [
+        ({"rank": 3}, 3.0),
+        ({"rank": -0.5}, -0.5),
+        ({"rank": "12"}, 12.0),  # the API's metadata are strings
+        ({"rank": "1e3"}, 1000.0),
+        ({"rank": "high"}, None),
+        ({"rank": True}, None),
+        ({"rank": None}, None),
+        ({"rank": [1]}, None),
+        ({"rank": "nan"}, None),
+        ({"rank": "inf"}, None),
+        ({"rank": 10**400}, None),
+        ({"other": 1}, None),
+        ("rank", None),
+        (None, None),
+    ],
+)
+def test_the_priority_of_a_row_is_a_number_in_its_metadata(metadata: object, expected: float | None) -> None:
+    body = {"prompt": "x", "metadata": metadata}
+    line = json.dumps({"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": body})
+    assert priority_of(parse_row(line.encode()), "rank") == expected

@@ -4,7 +4,7 @@ Owns nothing of what a command does: each has its own `cli_*.py`. Heavy modules 
 needs them, so that `penstock --help` answers at once.
 Exit codes: 0 every row has an answer or an error row; 1 the same, with --fail-on-error and error rows (or a job that
 does not verify); 2 refused, nothing done; 3 stopped (SIGTERM, a failing disk, a bug), the same command goes on;
-130 interrupted (Ctrl-C), the same command goes on.
+4 stopped by a deadline, the same command goes on; 130 interrupted (Ctrl-C), the same command goes on.
 """
 
 from __future__ import annotations

@@ -28,8 +28,14 @@ completions, and what the context leaves for chats. Rows without a seed draw fro
 Killed or interrupted? The same command goes on where it was, and ends with the same bytes.
 
 exit codes: 0 every row has an answer or an error row; 1 the same, with --fail-on-error and error rows;
-2 refused, nothing done; 3 stopped, the same command goes on; 130 interrupted, the same command goes on
+2 refused, nothing done; 3 stopped, 4 stopped by --finish-by or --max-hours, 130 interrupted: the same command goes on
 """
+
+
+SETTINGS = (
+    *("model", "device", "dtype", "memory", "kv-memory", "token-budget", "max-sequences", "threads", "seed"),
+    *("cache", "cache-size"),
+)
 
 
 def add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -48,13 +54,19 @@ def add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     for name, metavar, text in (
         ("device", "auto|cpu|cuda", "where to compute (default: auto)"),
         ("dtype", "auto|float32|bfloat16|float16", "of weights and KV (default: auto, the checkpoint's)"),
+        ("memory", "SIZE", "bounds the process: weights, keys and values and all else, such as 8GiB"),
         ("kv-memory", "SIZE", "memory for keys and values, such as 1GiB (default: by model and machine)"),
         ("token-budget", "N", "tokens a step, at most"),
         ("max-sequences", "N", "sequences that run at once, at most"),
         ("threads", "N", "threads that compute on the CPU (default: the physical cores)"),
+        ("cache", "DIR", "keeps answers across jobs, and takes from there what is known (default: off)"),
+        ("cache-size", "SIZE", "what --cache may keep (default: 1GiB)"),
         ("seed", "N", "names the random numbers of rows without a seed of their own (default: 0)"),
     ):
         run.add_argument(f"--{name}", metavar=metavar, help=text)
+    run.add_argument("--finish-by", metavar="TIME", help="stop at a local time (07:00) or date and time, with all kept")
+    run.add_argument("--max-hours", metavar="HOURS", help="stop so long after the start, such as 1.5, with all kept")
+    run.add_argument("--priority", metavar="FIELD", help="rows with a higher number in metadata.FIELD run first")
     run.add_argument("--errors", type=Path, metavar="FILE", help="error rows once more (default: OUT.errors.jsonl)")
     run.add_argument("--job", type=Path, metavar="PATH", help="the job file, which is the truth (default: OUT.job)")
     for name, text in (
@@ -68,15 +80,14 @@ def add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 
 
 def _run(flags: argparse.Namespace) -> int:
-    names = ("model", "device", "dtype", "kv-memory", "token-budget", "max-sequences", "threads", "seed")
-    settings = config.read_settings({name: getattr(flags, name.replace("-", "_")) for name in names})
+    settings = config.read_settings({name: getattr(flags, name.replace("-", "_")) for name in SETTINGS})
     if settings.model is None:
         raise ConfigError("no model was named; give --model FOLDER, --model HUB/ID or --model demo")
     model = settings.model
     from penstock.jobs.loading import find_model
     from penstock.jobs.runner import run
 
-    job = _job(flags, settings.seed or 0)
+    job = _job(flags, settings)
     around = _surroundings(flags, settings.phase_file)
     with around.stop:
         try:
@@ -88,7 +99,8 @@ def _run(flags: argparse.Namespace) -> int:
     return code
 
 
-def _job(flags: argparse.Namespace, seed: int) -> Job:
+def _job(flags: argparse.Namespace, settings: config.Settings) -> Job:
+    from penstock.jobs.answer_cache import DEFAULT_BYTES
     from penstock.jobs.job import Job
 
     beside = flags.output.parent / flags.output.name
@@ -97,13 +109,19 @@ def _job(flags: argparse.Namespace, seed: int) -> Job:
         output=flags.output,
         errors=flags.errors or beside.with_name(f"{beside.name}.errors.jsonl"),
         path=flags.job or beside.with_name(f"{beside.name}.job"),
-        seed=seed,
+        seed=settings.seed or 0,
         overwrite=flags.overwrite,
         accept_numerics=flags.accept_numerics,
+        priority=flags.priority,
+        cache=None if settings.cache is None else Path(settings.cache),
+        cache_bytes=settings.cache_bytes or DEFAULT_BYTES,
     )
 
 
 def _surroundings(flags: argparse.Namespace, phase_file: str | None) -> Surroundings:
+    from datetime import datetime
+
+    from penstock.jobs.deadline import read_deadline
     from penstock.jobs.loop import Surroundings
     from penstock.jobs.phases import PhaseTrace
     from penstock.jobs.progress import Watch
@@ -115,7 +133,10 @@ def _surroundings(flags: argparse.Namespace, phase_file: str | None) -> Surround
     if started_s is None:
         started_s = _now_s()
         watch.note("the start of the process is not known here; times count from the start of the command")
-    return Surroundings(Timer(started_s, _now_s), watch, StopSignals(), PhaseTrace(phase_file))
+    deadline = read_deadline(
+        flags.finish_by, flags.max_hours, now=datetime.now().astimezone(), now_s=_now_s(), started_s=started_s
+    )
+    return Surroundings(Timer(started_s, _now_s), watch, StopSignals(), PhaseTrace(phase_file), deadline)
 
 
 def _show_summary(summary: Summary, flags: argparse.Namespace, code: int) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from penstock.errors import ConfigError
+from penstock.memory import OTHER_BYTES, PLAN_BYTES, Footprint, Shape, footprint
 from penstock.models.spec import DecoderSpec
 
 T = TypeVar("T")
@@ -61,11 +62,18 @@ class EngineConfig:
 
 
 class Machine(NamedTuple):
-    """What automatic values need to know of the machine; `cuda_free_bytes` is None where there is no CUDA device."""
+    """What automatic values need to know of the machine; `cuda_free_bytes` is None where there is no CUDA device.
+
+    `process_bytes`, `peak_bytes`: what this process takes, and the most it took so far; `has_native`: whether the
+    native kernels can be opened. They are needed for a limit on memory alone.
+    """
 
     cores: int
     free_bytes: int
     cuda_free_bytes: int | None = None
+    process_bytes: int = 0
+    peak_bytes: int = 0
+    has_native: bool = True
 
 
 class Choice(NamedTuple):
@@ -104,12 +112,15 @@ class Settings:
     model: str | None = None
     device: str | None = None
     dtype: str | None = None
+    memory_bytes: int | None = None
     kv_memory_bytes: int | None = None
     token_budget: int | None = None
     max_sequences: int | None = None
     threads: int | None = None
     max_isa: str | None = None
     seed: int | None = None
+    cache: str | None = None
+    cache_bytes: int | None = None
     phase_file: str | None = None
     sources: Mapping[str, str] = field(default_factory=dict)
 
@@ -168,12 +179,15 @@ _PARSERS: dict[str, tuple[str, Callable[[str, str], object]]] = {
     "model": ("model", _text),
     "device": ("device", _one_of(DEVICES)),
     "dtype": ("dtype", _one_of(DTYPES)),
+    "memory": ("memory_bytes", parse_bytes),
     "kv-memory": ("kv_memory_bytes", parse_bytes),
     "token-budget": ("token_budget", _whole(1, 2**20)),
     "max-sequences": ("max_sequences", _whole(1, 2**16)),
     "threads": ("threads", _whole(1, 4096)),
     "max-isa": ("max_isa", _one_of(MAX_ISAS)),
     "seed": ("seed", _whole(0, MAX_SEED)),
+    "cache": ("cache", _text),
+    "cache-size": ("cache_bytes", parse_bytes),
     "phase-file": ("phase_file", _text),
 }
 
@@ -253,6 +267,11 @@ def resolve(
     automatic_kv = _auto_kv(machine, spec=spec, device=device, dtype=dtype, sequences=sequences)
     if isa is not None:
         choose("max_isa", isa, (isa, ""))
+    if settings.memory_bytes is not None:
+        shape = Shape(ELEMENT_BYTES[dtype], ELEMENT_BYTES[stored_dtype], budget, sequences, threads, machine.has_native)
+        parts = _within(settings, machine, spec=spec, device=device, shape=shape)
+        choices += _memory_choices(settings, parts, shape)
+        automatic_kv = parts.kv_bytes(settings.memory_bytes), "what the memory leaves"
     kv_bytes = choose("kv_memory_bytes", settings.kv_memory_bytes, automatic_kv, format_bytes)
     config = EngineConfig(device, dtype, kv_bytes, budget, sequences, threads=threads, max_isa=isa)
     return Resolved(config, tuple(choices))
@@ -297,6 +316,48 @@ def _auto_kv(machine: Machine, *, spec: DecoderSpec, device: str, dtype: str, se
     if share <= AUTO_KV_MAX_BYTES[device]:
         return max(1, share), f"machine: {AUTO_KV_SHARE[device]:.0%} of the memory left beside the weights"
     return AUTO_KV_MAX_BYTES[device], f"default limit on {device}"
+
+
+def _within(settings: Settings, machine: Machine, *, spec: DecoderSpec, device: str, shape: Shape) -> Footprint:
+    """What a run takes, part by part, where that is within `memory_bytes`."""
+    limit, asked_kv = settings.memory_bytes or 0, settings.kv_memory_bytes
+    name = settings.sources.get("memory_bytes", "memory")
+    if device != "cpu":
+        raise ConfigError(
+            f"{name} bounds the memory of a process on the CPU, and the device is {device}; use --kv-memory"
+        )
+    parts = footprint(spec, shape, process_bytes=machine.process_bytes, peak_bytes=machine.peak_bytes)
+    if parts.smallest > limit:
+        process = format_bytes(parts.process + OTHER_BYTES + PLAN_BYTES)
+        needed = (
+            f"the process takes {process}, the weights {format_bytes(parts.weights)} "
+            f"({format_bytes(parts.loading)} while they are read), and a step of {shape.token_budget} tokens and "
+            f"{shape.sequences} sequences on the {shape.kernels} kernels {format_bytes(parts.workspace)}"
+        )
+        least = format_bytes(-(-parts.smallest // 2**20) * 2**20)
+        raise ConfigError(f"{name} is {format_bytes(limit)} and the least that is enough is {least}: {needed}")
+    if asked_kv is not None and asked_kv > parts.kv_bytes(limit):
+        raise ConfigError(
+            f"{name} is {format_bytes(limit)}, which leaves {format_bytes(parts.kv_bytes(limit))} for keys and values, "
+            f"and {settings.sources.get('kv_memory_bytes', 'kv memory')} is {format_bytes(asked_kv)}; give one of them"
+        )
+    return parts
+
+
+def _memory_choices(settings: Settings, parts: Footprint, shape: Shape) -> Iterator[Choice]:
+    yield Choice("memory", format_bytes(settings.memory_bytes or 0), settings.sources.get("memory_bytes", "argument"))
+    yield Choice("process memory", format_bytes(parts.process), "measured, before the model was loaded")
+    yield Choice("other memory", format_bytes(OTHER_BYTES), "default: buffers, caches, the allocator's holes")
+    yield Choice("plan memory", format_bytes(PLAN_BYTES), "default: pages of the plan's file")
+    yield Choice("weights", format_bytes(parts.weights), f"model; {format_bytes(parts.loading)} while they are read")
+    yield Choice("step memory", format_bytes(parts.workspace), f"token budget, sequences, {shape.kernels} kernels")
+
+
+def resident_bytes() -> tuple[int, int]:
+    """What this process takes of the machine's memory now, and the most it took so far."""
+    text = Path("/proc/self/status").read_text()
+    sizes = {name: int(size) * 1024 for name, size in re.findall(r"^(VmRSS|VmHWM):\s+(\d+) kB", text, re.MULTILINE)}
+    return sizes["VmRSS"], sizes["VmHWM"]
 
 
 def read_machine(*, cuda_free_bytes: int | None = None) -> Machine:

@@ -21,6 +21,7 @@ from penstock.kernels.table import NUMERICS_VERSION, Kernels, Selection, find_in
 from penstock.kv import KVCache
 from penstock.models.decoder import Decoder, linear_weights
 from penstock.models.load import load_weights
+from penstock.pages import trim_heap
 
 # Instruction sets that change how PyTorch's libraries multiply matrices.
 INSTRUCTION_SETS = ("avx2", "avx512f", "avx512_bf16", "avx512_fp16", "amx_bf16")
@@ -53,6 +54,7 @@ def open_device(
     opened = _open_native(config)
     selection = select(config.device, opened)
     weights = load_weights(checkpoint, device=config.device, dtype=config.dtype, pack=selection.kernels.pack)
+    trim_heap()  # of the dense matrices that were packed
     cache = KVCache(
         checkpoint.spec,
         num_blocks=num_blocks,

@@ -10,6 +10,7 @@
     ├── Stopped            work is kept and can be resumed; exit code 3
     │   ├── StorageFailed  a write or fsync failed (disk full, for one)
     │   └── Interrupted    the user asked to stop; exit code 130
+    │       └── OutOfTime  ... at a time that has come (--finish-by, --max-hours); exit code 4
     ├── BenchFailed        a program that was to be measured ended without an answer
     ├── OutOfMemory        the device could not hold a step; the engine shrinks the step and goes on
     └── RowError           one row cannot be answered; it becomes an error row and the job goes on
@@ -61,6 +62,10 @@ class StorageFailed(Stopped):
 
 class Interrupted(Stopped):
     """The user asked to stop."""
+
+
+class OutOfTime(Interrupted):
+    """The user asked to stop at a time that has come."""
 
 
 class BenchFailed(PenstockError):

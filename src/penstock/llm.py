@@ -85,8 +85,8 @@ class LLM:
 
     Args:
         model: a Hugging Face folder, a hub id, or `demo`.
-        device, dtype, kv_memory, token_budget, seed: as the flags of `penstock run`; None: the environment's value,
-            or else the automatic one. `kv_memory` is bytes or a size such as "1GiB".
+        device, dtype, memory, kv_memory, token_budget, seed: as the flags of `penstock run`; None: the environment's
+            value, or else the automatic one. `memory` and `kv_memory` are bytes or a size such as "1GiB".
 
     Attributes:
         choices: the value of every setting, and where it came from.
@@ -101,11 +101,13 @@ class LLM:
         *,
         device: str | None = None,
         dtype: str | None = None,
+        memory: str | int | None = None,
         kv_memory: str | int | None = None,
         token_budget: int | None = None,
         seed: int | None = None,
     ) -> None:
-        flags = {"device": device, "dtype": dtype, "kv-memory": kv_memory, "token-budget": token_budget, "seed": seed}
+        sizes = {"memory": memory, "kv-memory": kv_memory, "token-budget": token_budget}
+        flags = {"device": device, "dtype": dtype, "seed": seed, **sizes}
         settings = read_settings({name: None if value is None else str(value) for name, value in flags.items()})
         wait_passively()
         found = find_model(model, settings)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -60,12 +61,16 @@ Prompt = str | tuple[int, ...] | tuple[Message, ...]
 
 
 class Body(NamedTuple):
-    """What the body of a request says; `ignored` names the fields that were accepted without effect, sorted."""
+    """What the body of a request says; `ignored` names the fields that were accepted without effect, sorted.
+
+    `metadata` is as it stands there: it has no effect on the answer (see `priority_of`).
+    """
 
     model: str | None
     prompt: Prompt
     params: SamplingParams
     ignored: tuple[str, ...]
+    metadata: object
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +83,7 @@ class BatchRow:
     prompt: Prompt
     params: SamplingParams
     ignored: tuple[str, ...] = ()
+    metadata: object = None
 
 
 class BadRow(RowError):
@@ -112,6 +118,21 @@ def duplicate_custom_id(custom_id: str, *, line: int, first_line: int) -> BadRow
     found = f"custom_id {excerpt(custom_id)} on line {line} was used on line {first_line}"
     message = f"{found}; it must be unique in the file; only the first row counts"
     return BadRow(RowErrorCode.DUPLICATE_CUSTOM_ID, message, custom_id=custom_id)
+
+
+def priority_of(row: BatchRow, field: str) -> float | None:
+    """How urgent a row is by a field of its `body.metadata`, higher first; None: there is no such number.
+
+    The API's metadata are strings, so the text of a number counts as one. It changes when a row runs, never its answer.
+    """
+    found = row.metadata.get(field) if isinstance(row.metadata, Mapping) else None
+    if isinstance(found, bool) or not isinstance(found, (int, float, str)):
+        return None
+    try:
+        number = float(found)
+    except (ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
 
 
 def _row(value: object) -> BatchRow:
@@ -159,7 +180,8 @@ def parse_body(endpoint: Endpoint, body: Mapping[str, object]) -> Body:
     own = ("messages", "top_logprobs") if is_chat else ("prompt",)
     prompt = parse_messages(fields.required("messages")) if is_chat else parse_prompt(fields.required("prompt"))
     fields.only((*own, *_COMMON_FIELDS))
-    return Body(fields.text("model"), prompt, _params(fields, is_chat=is_chat), _ignored(fields))
+    params, metadata = _params(fields, is_chat=is_chat), fields.values.get("metadata")
+    return Body(fields.text("model"), prompt, params, _ignored(fields), metadata)
 
 
 def parse_prompt(value: object) -> str | tuple[int, ...]:

@@ -40,7 +40,7 @@ class Database:
         Raises:
             JobMismatch: the file is something else, or of a later version.
         """
-        database = cls(path, sqlite3.connect(path, isolation_level=None, timeout=30), kind)
+        database = cls(path, _connected(kind, path, str(path.absolute()), timeout_s=30), kind)
         try:
             database._check_kind()
             database.query("PRAGMA journal_mode=WAL")
@@ -61,7 +61,7 @@ class Database:
         if not path.is_file():
             raise JobMismatch(f"there is no {kind.name} {path}")
         uri = f"{path.absolute().as_uri()}?mode=ro"
-        database = cls(path, sqlite3.connect(uri, uri=True, timeout=5), kind)
+        database = cls(path, _connected(kind, path, uri, timeout_s=5), kind)
         try:
             database._check_kind()
         except BaseException:
@@ -154,13 +154,31 @@ class Database:
             )
 
     def _migrate(self) -> None:
-        applied = self.schema()
-        for version, script in enumerate(self._kind.migrations[applied:], applied + 1):
-            for statement in _statements(script):
-                self.write(statement)
-            self.write(f"PRAGMA user_version={version}")
-            self.write(f"PRAGMA application_id={self._kind.application_id}")
-            self.commit()
+        for version, script in enumerate(self._kind.migrations, 1):
+            if self.schema() < version:
+                self._apply(version, script)
+
+    def _apply(self, version: int, script: str) -> None:
+        with self.writing():
+            if self.schema() < version:  # else another process was first
+                for statement in _statements(script):
+                    self.write(statement)
+                self.write(f"PRAGMA user_version={version}")
+                self.write(f"PRAGMA application_id={self._kind.application_id}")
+        self.commit()
+
+
+def is_damage(error: BaseException) -> bool:
+    """Whether what failed is a file whose bytes are no database (any more)."""
+    name = getattr(error.__cause__, "sqlite_errorname", "")
+    return name == "SQLITE_NOTADB" or name.startswith("SQLITE_CORRUPT")
+
+
+def _connected(kind: Kind, path: Path, name: str, *, timeout_s: int) -> sqlite3.Connection:
+    try:
+        return sqlite3.connect(name, uri=name.startswith("file:"), isolation_level=None, timeout=timeout_s)
+    except sqlite3.DatabaseError as error:
+        raise _storage_failed(kind, path, error) from error
 
 
 def _statements(script: str) -> Iterator[str]:

@@ -8,13 +8,15 @@ One idea: a job is its identity (input, model, seed, versions). Equal identity: 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from penstock import __version__
+from penstock.engine import EngineStats
 from penstock.errors import ConfigError, JobMismatch, OutputExists, Stopped
+from penstock.jobs.answer_cache import DEFAULT_BYTES, SMALLEST_BYTES, AnswerCache, Scope
 from penstock.jobs.export import sync_folder
 from penstock.jobs.formats import digest
 from penstock.jobs.locks import JobLock
@@ -34,6 +36,8 @@ class Job:
         seed: names the random streams of rows without a seed of their own.
         overwrite: an output without a job, or a job made from something else, may be replaced.
         accept_numerics: go on although the earlier rows were computed with other numerics.
+        priority: the field of the rows' metadata whose number says what runs first, the highest; None: no matter.
+        cache: the folder that keeps answers across jobs; None: none does; cache_bytes: how much it may keep.
     """
 
     input: Path
@@ -43,6 +47,9 @@ class Job:
     seed: int = 0
     overwrite: bool = False
     accept_numerics: bool = False
+    priority: str | None = None
+    cache: Path | None = None
+    cache_bytes: int = DEFAULT_BYTES
 
 
 def check_paths(job: Job) -> None:
@@ -54,6 +61,8 @@ def check_paths(job: Job) -> None:
     if not job.input.is_file():
         found = "is no regular file" if job.input.exists() else "is not there"
         raise ConfigError(f"the input {job.input} {found}; it must be a file, since a job may read it more than once")
+    if job.cache is not None and job.cache_bytes < SMALLEST_BYTES:
+        raise ConfigError(f"--cache-size is {job.cache_bytes} bytes; a cache needs {SMALLEST_BYTES} at least")
     names = {"input": job.input, "output": job.output, "--errors file": job.errors, "--job file": job.path}
     seen: dict[Path, str] = {}
     for name, path in names.items():
@@ -163,6 +172,19 @@ def check_numerics(job: Job, store: Store, *, numerics: dict[str, str]) -> str |
         "the former (the same flags, machine and versions), or give --accept-numerics to go on (each row is marked, "
         f"and the file is then not what one run would give), or remove {job.path} and give --overwrite to start over"
     )
+
+
+def open_cache(job: Job, store: Store, *, stats: EngineStats, tell: Callable[[str], None]) -> AnswerCache:
+    """The cache that the job may use; off where none was asked for, or an answer depends on more than its row."""
+    if job.cache is None:
+        return AnswerCache.off()
+    if not stats.row_exact:
+        tell("--cache is without effect: the numerics are not row-exact, so an answer depends on its neighbours too")
+        return AnswerCache.off()
+    identity = store.identity()
+    assert identity is not None
+    scope = Scope(identity.model_sha256, stats.numerics, (identity.defaults_version, identity.output_version))
+    return AnswerCache.open(job.cache, limit_bytes=job.cache_bytes, scope=scope, tell=tell)
 
 
 def _differing(before: dict[str, str], after: dict[str, str]) -> str:

@@ -10,7 +10,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from penstock.config import Choice, EngineConfig, Resolved, Settings, read_machine, resolve, wait_passively
+from penstock.config import (
+    Choice,
+    EngineConfig,
+    Machine,
+    Resolved,
+    Settings,
+    read_machine,
+    resident_bytes,
+    resolve,
+    wait_passively,
+)
 from penstock.engine import EngineStats, Event, open_engine
 from penstock.intake import Intake
 from penstock.jobs.tokenizing import Setup
@@ -106,12 +116,14 @@ class CheckpointModel:
         self._checkpoint = checkpoint
         self._settings = settings
         self._config: EngineConfig | None = None
+        self._tokenizer: Tokenizer | None = None
         self.name = checkpoint.name
         self.fingerprint = checkpoint.fingerprint
 
     def resolve(self) -> tuple[Choice, ...]:
         """Choose every setting that was left open, once."""
-        resolved = resolve_here(self._checkpoint, self._settings)
+        bounded = self._settings.memory_bytes is not None
+        resolved = resolve_here(self._checkpoint, self._settings, self._measured if bounded else None)
         self._config = resolved.config
         seed = Choice("seed", str(self._settings.seed or 0), self._settings.sources.get("seed", "default"))
         return (*resolved.choices, seed)
@@ -121,13 +133,31 @@ class CheckpointModel:
         spec = self._checkpoint.spec
         return CheckpointSetup(self._checkpoint.folder, spec.context_tokens, job_seed, spec.vocab, self.name)
 
-    def load(self, job_seed: int) -> Loaded:
-        """Open the tokenizer and load the weights."""
+    def _measured(self, machine: Machine) -> Machine:
+        """The machine with what this process takes beside the model: all else is imported and opened first."""
+        wait_passively()
+        from penstock import device  # with torch
+        from penstock.kernels.native import open_native
+
+        assert device
+        self._open_tokenizer()
+        native = open_native(
+            dtype=self._settings.dtype or self._checkpoint.dtype, threads=1, max_isa=self._settings.max_isa
+        )
+        now, peak = resident_bytes()
+        return machine._replace(process_bytes=now, peak_bytes=peak, has_native=native.native is not None)
+
+    def _open_tokenizer(self) -> Tokenizer:
         from penstock.tokenizer import Tokenizer
 
+        if self._tokenizer is None:
+            self._tokenizer = Tokenizer.open(self._checkpoint.folder)
+        return self._tokenizer
+
+    def load(self, job_seed: int) -> Loaded:
+        """Open the tokenizer and load the weights."""
         assert self._config is not None, "resolve() comes first"
-        found, config = self._checkpoint, self._config
-        tokenizer = Tokenizer.open(found.folder)
+        found, config, tokenizer = self._checkpoint, self._config, self._open_tokenizer()
         intake = self.setup(job_seed).intake(tokenizer)
         engine = open_engine(found, config, decode=tokenizer.decode)
         return Loaded(engine, intake.request, tokenizer.token_text, UNFINISHED_PER_SEQUENCE * config.max_sequences)
@@ -144,11 +174,17 @@ def find_model(name: str, settings: Settings) -> CheckpointModel:
     return CheckpointModel(find_checkpoint(name), settings)
 
 
-def resolve_here(checkpoint: Checkpoint, settings: Settings) -> Resolved:
-    """Choose every setting that was left open, by what this machine has and what was measured on it."""
+def resolve_here(
+    checkpoint: Checkpoint, settings: Settings, measure: Callable[[Machine], Machine] | None = None
+) -> Resolved:
+    """Choose every setting that was left open, by what this machine has and what was measured on it.
+
+    `measure` adds to the machine what this process takes of its memory, where that counts.
+    """
+    machine = read_machine(cuda_free_bytes=_cuda_free_bytes(settings.device))
     return resolve(
         settings,
-        machine=read_machine(cuda_free_bytes=_cuda_free_bytes(settings.device)),
+        machine=machine if measure is None else measure(machine),
         spec=checkpoint.spec,
         stored_dtype=checkpoint.dtype,
         find_knee=knee_finder(checkpoint.spec),

@@ -13,7 +13,9 @@ from contextlib import closing, contextmanager
 from typing import NamedTuple
 
 from penstock.engine import Event, Failed, Finished
-from penstock.errors import Interrupted, PenstockError, RowError, RowErrorCode
+from penstock.errors import Interrupted, OutOfTime, PenstockError, RowError, RowErrorCode
+from penstock.jobs.answer_cache import AnswerCache
+from penstock.jobs.deadline import Deadline
 from penstock.jobs.export import Export
 from penstock.jobs.formats import LineReader
 from penstock.jobs.job import UnchangedInput
@@ -40,14 +42,16 @@ class Surroundings(NamedTuple):
     watch: Watch
     stop: StopSignals
     phases: PhaseTrace
+    deadline: Deadline | None = None
 
 
 class Row(NamedTuple):
-    """A row that was claimed: its item in the store, its place in the plan, and what it asks."""
+    """A row that was claimed: its item, its place in the plan, what it asks, what its answer is cached under."""
 
     item: Item
     planned: PlannedRow
     asks: BatchRow
+    cache_key: bytes | None = None
 
 
 class Loop:
@@ -62,8 +66,10 @@ class Loop:
         read: UnchangedInput,
         export: Export,
         around: Surroundings,
+        cache: AnswerCache | None = None,
     ) -> None:
         self._store = store
+        self._cache = cache or AnswerCache.off()
         self._loaded = loaded
         self._queue = queue
         self._read = read
@@ -83,7 +89,7 @@ class Loop:
         Raises:
             Interrupted: a signal asked to stop; everything is committed. StorageFailed: the disk failed.
         """
-        with closing(self._lines):
+        with closing(self._lines), closing(self._cache):
             self._drain(self._queue.missing(self._in_flight.__contains__), at_once=self._loaded.at_once)
             self._drain(self._suspects(), at_once=1)
 
@@ -146,11 +152,17 @@ class Loop:
         return self._lines.read(planned.at, planned.size_bytes)
 
     def _hand_over(self, row: Row) -> None:
-        """Give a claimed row to the engine, with the tokens of the plan."""
+        """Give a claimed row to the engine, with the tokens of the plan, if its answer is not known."""
         with self._one_row(row):
             tokens = None if row.planned.tokens is None else unpack_tokens(row.planned.tokens)
             request = self._loaded.request(row.asks, tokens)
-            self._running[self._loaded.engine.add(request, self._queue.expect(row.planned))] = row
+            row = row._replace(cache_key=self._cache.key(request))
+            known = self._cache.get(row.cache_key)
+            if known is None:
+                self._running[self._loaded.engine.add(request, self._queue.expect(row.planned))] = row
+            else:
+                self._answer(row, known)
+                self._store.count("from_cache")
 
     def _step(self) -> list[Event]:
         self._around.phases.enter(Phase.STEP)
@@ -162,6 +174,7 @@ class Loop:
             row = self._running.pop(event.number)
             with self._one_row(row):
                 self._answer(row, event.answer)
+                self._cache.put(row.cache_key, event.answer)
         elif isinstance(event, Failed):
             self._fail(self._running.pop(event.number), event.error)
 
@@ -270,6 +283,9 @@ class Loop:
     def _stop_if_asked(self) -> None:
         if self._around.stop.asked is not None:
             raise Interrupted(f"stopped by {self._around.stop.asked.name}")
+        deadline, done = self._around.deadline, self._totals.done
+        if deadline is not None and self._around.timer.now_s() >= deadline.at_s and done < self._about.rows:
+            raise OutOfTime(f"stopped by {deadline.asked}, with {done} of {self._about.rows} rows done")
 
     def _position(self) -> Position:
         stats, at, start = self._loaded.engine.stats(), self._totals, self._start

@@ -196,6 +196,8 @@ class PlanFile:
             self._db.write(f"DELETE FROM {table}")
         self._mark_taken_ids()
         forest = Forest(min_tokens=min_tokens)
+        if self._db.query("SELECT 1 FROM prompts WHERE priority <> 0 LIMIT 1"):
+            self._db.write("CREATE INDEX IF NOT EXISTS by_priority ON prompts (priority)")
         for (priority,) in self._db.query("SELECT DISTINCT priority FROM prompts ORDER BY priority DESC"):
             self._place(forest, priority)
         rows = dict(self._db.query("SELECT node, count(*) FROM places GROUP BY node"))

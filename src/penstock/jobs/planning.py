@@ -29,7 +29,7 @@ class Planning(NamedTuple):
     """What a plan is made with.
 
     `key` names everything that the plan depends on beside the code; `workers` processes tokenize; `tell` hears how many
-    rows were read.
+    rows were read; `priority` is the field of the rows' metadata whose number says what runs first.
     """
 
     input: Path
@@ -38,6 +38,7 @@ class Planning(NamedTuple):
     workers: int
     tell: Callable[[int], None]
     min_tokens: int = MIN_SHARED_TOKENS
+    priority: str | None = None
 
 
 def plan_path(job: Path) -> Path:
@@ -50,9 +51,9 @@ def num_cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def plan_key(fingerprint: str, setup: Setup) -> str:
-    """What a plan depends on: the job (its input, model and seed) and how its rows become tokens."""
-    return json.dumps([PLAN_VERSION, fingerprint, setup.key()])
+def plan_key(fingerprint: str, setup: Setup, priority: str | None = None) -> str:
+    """What a plan depends on: the job (its input, model and seed), how its rows become tokens, what runs first."""
+    return json.dumps([PLAN_VERSION, fingerprint, setup.key(), priority])
 
 
 def make_plan(path: Path, planning: Planning) -> tuple[PlanFile, int]:
@@ -90,10 +91,10 @@ def _read(plan: PlanFile, planning: Planning) -> int:
 
 def _prepare(planning: Planning, batches: Iterator[list[InputLine]]) -> Generator[Batch, None, None]:
     if planning.input.stat().st_size <= SMALL_BYTES or planning.workers < 2:
-        yield from map(Preparer(planning.setup).prepare, batches)
+        yield from map(Preparer(planning.setup, planning.priority).prepare, batches)
         return
     planning.setup.open()  # what is wrong with the tokenizer is told here, not by every worker
-    workers = Workers(planning.setup, planning.workers)
+    workers = Workers(planning.setup, planning.workers, planning.priority)
     try:
         yield from workers.prepare(batches)
     finally:

@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack, closing
 
-from penstock.errors import Interrupted, Refused, Stopped, StorageFailed
+from penstock.errors import Interrupted, OutOfTime, Refused, Stopped, StorageFailed
 from penstock.jobs import job as jobs
+from penstock.jobs.deadline import outlook
 from penstock.jobs.export import Export, OutputFile
 from penstock.jobs.job import Job, UnchangedInput
 from penstock.jobs.loading import Loaded, Model
@@ -26,7 +27,7 @@ from penstock.jobs.queue import Queue
 from penstock.jobs.store import Identity, Store
 from penstock.jobs.summary import Outcome, Summary, summarize
 from penstock.jobs.timeline import record_tree, recorded_tree
-from penstock.jobs.tokenizing import Setup
+from penstock.jobs.tokenizing import WITHOUT_PRIORITY, Setup
 
 FindModel = Callable[[], Model]
 
@@ -71,7 +72,8 @@ def _run_locked(job: Job, find_model: FindModel, *, around: Surroundings, lock: 
     _check_numerics(job, store, loaded=loaded, around=around)
     store.move(**dict(jobs.relative_paths(job)))
     with closing(_open_export(job, store)) as export:
-        loop = Loop(store, loaded, Queue(plan, store), read=read, export=export, around=around)
+        cache = jobs.open_cache(job, store, stats=loaded.engine.stats(), tell=around.watch.warn)
+        loop = Loop(store, loaded, Queue(plan, store), read=read, export=export, around=around, cache=cache)
         return _run_loop(job, store, loop, loaded=loaded, export=export, around=around)
 
 
@@ -84,12 +86,17 @@ def _load(job: Job, model: Model, around: Surroundings) -> Loaded:
 def _plan(job: Job, setup: Setup, identity: Identity, around: Surroundings) -> PlanFile:
     """The job's plan: made now, gone on with, or as it was made before."""
     around.phases.enter(Phase.PLAN)
-    key = plan_key(identity.fingerprint(), setup)
-    planning = Planning(job.input, setup, key, num_cores(), around.watch.reading)
+    key = plan_key(identity.fingerprint(), setup, job.priority)
+    planning = Planning(job.input, setup, key, num_cores(), around.watch.reading, priority=job.priority)
     with around.timer.reading():
         plan, lost = make_plan(plan_path(job.path), planning)
     if lost:
         around.watch.warn(f"a process that tokenized died; its {lost} rows are tokenized when they run")
+    without = plan.counts().get(WITHOUT_PRIORITY, 0)
+    if without:
+        around.watch.warn(
+            f"--priority {job.priority}: {without} rows have no such number in their metadata and run last"
+        )
     return plan
 
 
@@ -106,6 +113,8 @@ def _run_loop(job: Job, store: Store, loop: Loop, *, loaded: Loaded, export: Exp
     stats = loaded.engine.stats()
     store.begin_run(jobs.now(), stats.numerics, row_exact=stats.row_exact)
     around.timer.ready()
+    if around.deadline is not None:
+        around.watch.note(outlook(around.deadline, None, now_s=around.timer.now_s()))
     around.stop.is_graceful = True
     stopped: BaseException | None = None
     try:
@@ -153,6 +162,8 @@ def _reason(stopped: BaseException | None, around: Surroundings) -> str | None:
 def _exit_code(stopped: BaseException | None, around: Surroundings) -> int:
     if stopped is None:
         return 0
+    if isinstance(stopped, OutOfTime):
+        return 4
     return around.stop.exit_code if isinstance(stopped, KeyboardInterrupt | Interrupted) else 3
 
 

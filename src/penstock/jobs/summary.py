@@ -38,6 +38,7 @@ class Summary:
         notes: all that must be known of this run; late_notes: those of them that were found only at its end.
         equal_rows: rows of the job that got the answer of an equal row, which was computed once.
         failures: error rows by code; ignored: fields that were accepted without effect, with the rows that had them.
+        from_cache: rows whose answer was kept by an earlier job (--cache).
         other_models: rows that name another model than the job's.
         numerics: the numerics signature of this run; settings: its values and their sources; both empty where
             nothing had to be computed.
@@ -61,6 +62,7 @@ class Summary:
     equal_rows: int = 0
     failures: dict[str, int] = field(default_factory=dict)
     ignored: dict[str, int] = field(default_factory=dict)
+    from_cache: int = 0
     other_models: int = 0
     notes: tuple[str, ...] = ()
     late_notes: tuple[str, ...] = ()
@@ -107,6 +109,7 @@ def summarize(job: Job, store: Store, outcome: Outcome, *, times: Times, watch: 
         equal_rows=counts.get("equal_rows", 0),
         failures=store.failures(),
         ignored=ignored,
+        from_cache=counts.get("from_cache", 0),
         other_models=counts.get("other_models", 0),
         notes=(*watch.warnings, *late),
         late_notes=late,
@@ -132,6 +135,8 @@ def report(summary: Summary) -> list[str]:
     ]
     if s.equal_rows:
         lines.append(f"{s.equal_rows} rows ask the same as others and got their answers")
+    if s.from_cache:
+        lines.append(f"{s.from_cache} rows were answered from the cache of earlier jobs")
     if s.failures:
         counts = ", ".join(f"{number} {code}" for code, number in s.failures.items())
         lines.append(f"failed rows: {counts}; they are in {s.errors}")

@@ -40,6 +40,10 @@ class Timer:
         """The engine can take rows."""
         self._ready_s = self._clock()
 
+    def now_s(self) -> float:
+        """The time on the run's clock."""
+        return self._clock()
+
     def run_s(self) -> float:
         """Seconds since the engine was ready."""
         return 0.0 if self._ready_s is None else self._clock() - self._ready_s

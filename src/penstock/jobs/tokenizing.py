@@ -21,8 +21,11 @@ from typing import NamedTuple, Protocol
 from penstock.jobs.formats import InputLine
 from penstock.jobs.plan_file import Prepared
 from penstock.planner import pack_tokens
-from penstock.protocol import BadRow, BatchRow, parse_row
+from penstock.protocol import BadRow, BatchRow, parse_row, priority_of
 from penstock.request import Request
+
+WITHOUT_PRIORITY = "without_priority"  # what rows are counted as that have no number where the priority should be
+LOWEST_PRIORITY = -sys.float_info.max
 
 
 class Setup(Protocol):
@@ -52,10 +55,11 @@ class Batch(NamedTuple):
 
 
 class Preparer:
-    """Prepares rows in this process."""
+    """Prepares rows in this process; `priority` names the field of their metadata that says what runs first."""
 
-    def __init__(self, setup: Setup) -> None:
+    def __init__(self, setup: Setup, priority: str | None = None) -> None:
         self._setup = setup
+        self._priority = priority
         self._request = setup.open()
 
     def prepare(self, lines: Iterable[InputLine]) -> Batch:
@@ -73,12 +77,23 @@ class Preparer:
         except Exception:  # noqa: BLE001  it comes again, and is written down, when the row is claimed
             return found
         return found._replace(
+            priority=self._rank(asks, counts),
             tokens=pack_tokens(request.prompt_tokens),
             max_tokens=asks.params.max_tokens,
             room_tokens=self._setup.context_tokens - len(request.prompt_tokens),
             samples=asks.params.n,
             fingerprint=bytes.fromhex(request.fingerprint())[:16] if request.is_repeatable else None,
         )
+
+    def _rank(self, asks: BatchRow, counts: Counter[str]) -> float:
+        """A row's priority; the lowest one where it has none, which is counted."""
+        if self._priority is None:
+            return 0.0
+        found = priority_of(asks, self._priority)
+        if found is None:
+            counts[WITHOUT_PRIORITY] += 1
+            return LOWEST_PRIORITY
+        return found
 
 
 def identify(line: InputLine, model: str, counts: Counter[str]) -> tuple[Prepared, BatchRow | None]:
@@ -98,8 +113,9 @@ def identify(line: InputLine, model: str, counts: Counter[str]) -> tuple[Prepare
 class Workers:
     """Some processes that prepare rows, each one batch at a time; batches come back in order."""
 
-    def __init__(self, setup: Setup, number: int) -> None:
+    def __init__(self, setup: Setup, number: int, priority: str | None = None) -> None:
         self._setup = setup
+        self._priority = priority
         self._workers = [self._start() for _ in range(number)]
 
     def _start(self) -> subprocess.Popen[bytes]:
@@ -111,7 +127,7 @@ class Workers:
             start_new_session=True,
         )
         assert worker.stdin is not None
-        pickle.dump(self._setup, worker.stdin)
+        pickle.dump((self._setup, self._priority), worker.stdin)
         worker.stdin.flush()
         return worker
 
@@ -169,7 +185,7 @@ class Workers:
 def serve() -> None:
     """Prepare batches from the standard input until it ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    preparer = Preparer(pickle.load(sys.stdin.buffer))
+    preparer = Preparer(*pickle.load(sys.stdin.buffer))
     while True:
         try:
             lines = pickle.load(sys.stdin.buffer)

@@ -21,6 +21,7 @@ from penstock.checkpoint import DTYPES, Checkpoint, StoredTensor, stored_tensors
 from penstock.errors import ModelError
 from penstock.models.families import Names, family_named, parameter_shapes
 from penstock.models.spec import DecoderSpec
+from penstock.pages import drop_mapped
 from penstock.weights import DecoderWeights, LayerWeights, Norm, Weight, dense
 
 TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -92,7 +93,8 @@ class _Source:
 
     def joined(self, names: list[str], *, transposed: bool = False) -> Tensor:
         """A new tensor: the named ones, one below the other."""
-        parts = [self._mapped(name).t() if transposed else self._mapped(name) for name in names]
+        stored = [self._mapped(name) for name in names]
+        parts = [part.t() if transposed else part for part in stored]
         whole = torch.empty(
             sum(part.shape[0] for part in parts), *parts[0].shape[1:], dtype=self.dtype, device=self.device
         )
@@ -100,6 +102,8 @@ class _Source:
         for part in parts:
             start, end = end, end + part.shape[0]
             whole[start:end].copy_(part)
+        for part in stored:
+            drop_mapped(part)
         if self.dtype == torch.float16 and not bool(torch.isfinite(whole).all()):
             raise ModelError(f"{', '.join(names)} has values that float16 cannot hold; use bfloat16 or float32")
         return whole
