@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from penstock.errors import ConfigError
-from penstock.jobs.deadline import Deadline, Prediction, next_time, outlook, read_deadline, read_hours
+from penstock.jobs.deadline import Deadline, next_time, outlook, read_deadline, read_hours
+from penstock.jobs.timeline import Prediction
 from tests.job_runs import PROGRAM, REPOSITORY, ToyEngine, ToyModel, job_at, row, run_job, write_rows
 
 
@@ -84,12 +85,16 @@ def test_the_earlier_one_counts_on_the_clock_of_the_process() -> None:
     assert found("22:10", "0.5") == found("22:10", None)
 
 
+def taking(seconds: float, low_s: float, high_s: float) -> Prediction:
+    return Prediction(10, seconds, low_s, high_s, None, 100, 0, 100)
+
+
 @pytest.mark.parametrize(
     ("prediction", "expected"),
     [
-        (Prediction(1800.0, 1500.0, 2400.0), "is expected to take 30m00s (25m00s to 40m00s), so it fits"),
-        (Prediction(3000.0, 2700.0, 3700.0), "so it may not fit: what is not done by then stays"),
-        (Prediction(7200.0, 6000.0, 9000.0), "so it does not fit, and about 50% of it will be done: what is not done"),
+        (taking(1800.0, 1500.0, 2400.0), "is expected to take 30m00s (25m00s to 40m00s), so it fits"),
+        (taking(3000.0, 2700.0, 3700.0), "so it may not fit: what is not done by then stays"),
+        (taking(7200.0, 6000.0, 9000.0), "so it does not fit, and about 50% of it will be done: what is not done"),
         (None, "how long this job takes is not known, so neither is whether it fits: what is not done by then stays"),
     ],
 )

@@ -228,6 +228,12 @@ class Engine:
             del self._owner[sequence.number]
 
     @property
+    def executor(self) -> Executor:
+        """What runs the plans; others may run theirs on it while no request is unfinished."""
+        assert not self._live
+        return self._executor
+
+    @property
     def num_unfinished(self) -> int:
         """Requests that are neither finished nor failed."""
         return len(self._live)

@@ -82,19 +82,22 @@ class Estimate(NamedTuple):
     rows: int
 
 
-def forecast(outlines: Sequence[Outline], load: LoadRows, terms: Terms, *, is_certain: bool) -> Forecast:
+def forecast(
+    outlines: Sequence[Outline], load: LoadRows, terms: Terms, *, is_certain: bool, limits: Limits | None = None
+) -> Forecast:
     """Predict a job from its rows' lengths; `load(first, last)` gives the rows themselves, in the same order.
 
     Args:
         is_certain: answers have exactly the lengths given, whatever the model says.
+        limits: how much to simulate; None: as much as takes a few seconds.
     """
-    expected = estimate(outlines, load, terms)
+    expected = estimate(outlines, load, terms, limits)
     error = math.hypot(max(LEAST_ERROR, 2 * terms.profile.error), 2 * expected.spread)
     seconds = [expected.simulated.seconds]
     if not is_certain:
         for change in (shorter, longer):
             loaded = _changed(load, change)
-            seconds.append(estimate(outlines, loaded, terms).simulated.seconds)
+            seconds.append(estimate(outlines, loaded, terms, limits).simulated.seconds)
     return Forecast(
         simulated=expected.simulated,
         low_s=min(seconds) / (1 + error),

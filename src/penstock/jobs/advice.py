@@ -40,8 +40,11 @@ class Advice(NamedTuple):
 class AdvisedJob(Protocol):
     """What is asked of a job (see `PlannedJob`)."""
 
-    outlines: list[Outline]
     equal_unmerged_rows: int
+
+    @property
+    def outlines(self) -> Sequence[Outline]:
+        """The lengths of its rows."""
 
     @property
     def load(self) -> LoadRows:

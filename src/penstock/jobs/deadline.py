@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from penstock.errors import ConfigError
 from penstock.jobs.progress import duration
+from penstock.jobs.timeline import Prediction
 
 HOUR_S = 3600.0
 MAX_HOURS = 24 * 366
@@ -25,14 +26,6 @@ class Deadline(NamedTuple):
 
     at_s: float
     asked: str
-
-
-class Prediction(NamedTuple):
-    """How long the rest of a job is expected to take, from when it begins to run, and the range that is likely."""
-
-    seconds: float
-    low_s: float
-    high_s: float
 
 
 def read_deadline(
@@ -116,7 +109,7 @@ def outlook(deadline: Deadline, prediction: Prediction | None, *, now_s: float) 
     stop = f"{deadline.asked} is in {duration(left_s)}"
     if prediction is None:
         return f"{stop}; how long this job takes is not known, so neither is whether it fits: {rest}"
-    seconds, low_s, high_s = prediction
+    seconds, low_s, high_s = prediction.predicted_s, prediction.least_s, prediction.most_s
     expected = f"the job is expected to take {duration(seconds)} ({duration(low_s)} to {duration(high_s)})"
     if high_s <= left_s:
         return f"{stop}; {expected}, so it fits"

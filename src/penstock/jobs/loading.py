@@ -6,6 +6,7 @@ Knows nothing of jobs: it gives the runner what `Model` and `Loaded` name.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
@@ -21,12 +22,16 @@ from penstock.config import (
     resolve,
     wait_passively,
 )
-from penstock.engine import EngineStats, Event, open_engine
+from penstock.engine import Engine, EngineStats, Event, open_engine
 from penstock.intake import Intake
 from penstock.jobs.tokenizing import Setup
-from penstock.profile_store import knee_finder
+from penstock.measuring import QUICK, measure, size_of, unmeasured
+from penstock.models.spec import DecoderSpec
+from penstock.profile import Rates
+from penstock.profile_store import about_config, find_profile, keep_profile, knee_finder
 from penstock.protocol import BatchRow
 from penstock.request import Request
+from penstock.simulation import Terms
 
 if TYPE_CHECKING:
     from penstock.checkpoint import Checkpoint
@@ -55,13 +60,35 @@ class RowEngine(Protocol):
 class Loaded(NamedTuple):
     """An engine and what is needed to feed it; `at_once` requests keep it busy.
 
-    `request` makes a request of a row, tokenizing it where its tokens are not given.
+    `request` makes a request of a row, tokenizing it where its tokens are not given. `terms` is what jobs can be
+    simulated on, where this model was measured on this machine; `measure` measures it, where it was not.
     """
 
     engine: RowEngine
     request: Callable[[BatchRow, Sequence[int] | None], Request]
     token_text: Callable[[int], str]
     at_once: int
+    terms: Terms | None = None
+    measure: Measure | None = None
+
+
+class Measure:
+    """Measures a model that is loaded: its engine must be idle. Quick, and kept for the next time."""
+
+    def __init__(self, engine: Engine, spec: DecoderSpec, config: EngineConfig) -> None:
+        self._engine = engine
+        self._config = config
+        self.spec = spec
+
+    def terms(self) -> Terms:
+        """The model with its profile."""
+        known = unmeasured(about_config(self.spec, self._config), self._engine.stats().numerics)
+        terms = Terms(self.spec, self._config, known)
+        size = size_of(self.spec, self._config, kv_bytes_per_token=terms.kv_bytes_per_token, effort=QUICK)
+        executor, clock = self._engine.executor, time.perf_counter
+        profile = measure(executor, terms, size=size, effort=QUICK, clock=clock, rates=Rates())
+        keep_profile(profile)
+        return terms._replace(profile=profile)
 
 
 class Model(Protocol):
@@ -160,7 +187,15 @@ class CheckpointModel:
         found, config, tokenizer = self._checkpoint, self._config, self._open_tokenizer()
         intake = self.setup(job_seed).intake(tokenizer)
         engine = open_engine(found, config, decode=tokenizer.decode)
-        return Loaded(engine, intake.request, tokenizer.token_text, UNFINISHED_PER_SEQUENCE * config.max_sequences)
+        profile = find_profile(about_config(found.spec, config))
+        return Loaded(
+            engine,
+            intake.request,
+            tokenizer.token_text,
+            UNFINISHED_PER_SEQUENCE * config.max_sequences,
+            terms=Terms(found.spec, config, profile) if profile is not None else None,
+            measure=Measure(engine, found.spec, config),
+        )
 
 
 def find_model(name: str, settings: Settings) -> CheckpointModel:

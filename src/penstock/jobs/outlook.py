@@ -7,11 +7,11 @@ simulated, or looked at as texts, are read again from the plan and the input.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, overload
 
 from penstock.forecast import Forecast, Outline, forecast
 from penstock.jobs.advice import Advice, advise
@@ -26,27 +26,55 @@ from penstock.simulation import SimRow, Terms
 SAMPLE_ROWS = 200
 
 
+class Outlines(Sequence[Outline]):
+    """The lengths of many rows, in 24 bytes each."""
+
+    def __init__(self) -> None:
+        self._columns = tuple(array("q") for _ in Outline._fields)
+
+    def add(self, outline: Outline) -> None:
+        """Put one at the end."""
+        for column, value in zip(self._columns, outline, strict=True):
+            column.append(value)
+
+    def __len__(self) -> int:
+        return len(self._columns[0])
+
+    @overload
+    def __getitem__(self, at: int) -> Outline: ...
+
+    @overload
+    def __getitem__(self, at: slice) -> list[Outline]: ...
+
+    def __getitem__(self, at: int | slice) -> Outline | list[Outline]:
+        if isinstance(at, slice):
+            return [Outline(*lengths) for lengths in zip(*(column[at] for column in self._columns), strict=True)]
+        return Outline(*(column[at] for column in self._columns))
+
+
 class PlannedJob:
     """The rows of a plan that are computed: not those that cannot be answered, nor those that get another's answer."""
 
-    def __init__(self, plan: PlanFile, input_file: Path) -> None:
+    def __init__(self, plan: PlanFile, input_file: Path, is_done: Callable[[int], bool] = lambda row: False) -> None:
+        """`is_done` tells of a row that nothing needs to be computed for it any more."""
         self._plan = plan
+        self._is_done = is_done
         self._lines = LineReader(input_file)
         self._positions = array("q")
-        self.outlines: list[Outline] = []
+        self.outlines = Outlines()
         self.equal_unmerged_rows = 0  # that ask what the row before them asks, and are drawn anew all the same
         self._read()
 
     def _read(self) -> None:
         before = b""
-        for row in filter(_is_computed, self._plan.rows()):
+        for row in filter(self._is_computed, self._plan.rows()):
             assert row.tokens is not None
             shared = common_tokens(before, row.tokens)
             self.equal_unmerged_rows += row.tokens == before
             before = row.tokens
             self._positions.append(row.position)
             length = row.prompt_tokens
-            self.outlines.append(Outline(length, length - shared, row.expected_tokens * row.samples))
+            self.outlines.add(Outline(length, length - shared, row.expected_tokens * row.samples))
 
     def load(self, first: int, last: int) -> list[SimRow]:
         """The rows number first .. last, as they can be simulated."""
@@ -70,20 +98,20 @@ class PlannedJob:
     def _rows(self, first: int, last: int) -> Iterator[PlannedRow]:
         if first < last:
             before, end = self._positions[first] - 1, self._positions[last - 1]
-            yield from filter(_is_computed, self._plan.page(before, end - before))
+            yield from filter(self._is_computed, self._plan.page(before, end - before))
 
     def _asks(self, row: PlannedRow) -> BatchRow:
         data = row.data if row.at is None else self._lines.read(row.at, row.size_bytes)
         assert data is not None
         return parse_row(data)
 
+    def _is_computed(self, row: PlannedRow) -> bool:
+        is_own = row.tokens is not None and row.leader == row.row and row.first_line is None
+        return is_own and not self._is_done(row.row)
+
     def close(self) -> None:
         """Close the input."""
         self._lines.close()
-
-
-def _is_computed(row: PlannedRow) -> bool:
-    return row.tokens is not None and row.leader == row.row and row.first_line is None
 
 
 def is_fixed(params: SamplingParams) -> bool:

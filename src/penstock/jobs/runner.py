@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack, closing
+from functools import partial
 
 from penstock.errors import Interrupted, OutOfTime, Refused, Stopped, StorageFailed
 from penstock.jobs import job as jobs
@@ -21,12 +22,13 @@ from penstock.jobs.loop import Loop, Surroundings
 from penstock.jobs.phases import Phase
 from penstock.jobs.plan_file import PlanFile, remove_plan
 from penstock.jobs.planning import Planning, make_plan, num_cores, plan_key, plan_path
+from penstock.jobs.predicting import predict
 from penstock.jobs.prefix_picture import tree_of
-from penstock.jobs.progress import Watch
+from penstock.jobs.progress import Watch, duration
 from penstock.jobs.queue import Queue
 from penstock.jobs.store import Identity, Store
 from penstock.jobs.summary import Outcome, Summary, summarize
-from penstock.jobs.timeline import record_tree, recorded_tree
+from penstock.jobs.timeline import Prediction, record_prediction, record_tree, recorded_tree
 from penstock.jobs.tokenizing import WITHOUT_PRIORITY, Setup
 
 FindModel = Callable[[], Model]
@@ -74,7 +76,8 @@ def _run_locked(job: Job, find_model: FindModel, *, around: Surroundings, lock: 
     with closing(_open_export(job, store)) as export:
         cache = jobs.open_cache(job, store, stats=loaded.engine.stats(), tell=around.watch.warn)
         loop = Loop(store, loaded, Queue(plan, store), read=read, export=export, around=around, cache=cache)
-        return _run_loop(job, store, loop, loaded=loaded, export=export, around=around)
+        expect = partial(predict, plan, store, job.input, loaded=loaded, tell=around.watch.note)
+        return _run_loop(job, store, loop, loaded=loaded, export=export, around=around, expect=expect)
 
 
 def _load(job: Job, model: Model, around: Surroundings) -> Loaded:
@@ -106,15 +109,25 @@ def _check_numerics(job: Job, store: Store, *, loaded: Loaded, around: Surroundi
         around.watch.warn(accepted)
 
 
-def _run_loop(job: Job, store: Store, loop: Loop, *, loaded: Loaded, export: Export, around: Surroundings) -> Summary:
+def _run_loop(
+    job: Job,
+    store: Store,
+    loop: Loop,
+    *,
+    loaded: Loaded,
+    export: Export,
+    around: Surroundings,
+    expect: Callable[[], Prediction | None],
+) -> Summary:
     start = store.totals()
     if start.done:
         around.watch.note(f"{start.done} of {store.about().rows} rows were done before; going on with the rest")
     stats = loaded.engine.stats()
     store.begin_run(jobs.now(), stats.numerics, row_exact=stats.row_exact)
+    with around.timer.reading():
+        prediction = expect()
+    _tell_expected(store, prediction, around)
     around.timer.ready()
-    if around.deadline is not None:
-        around.watch.note(outlook(around.deadline, None, now_s=around.timer.now_s()))
     around.stop.is_graceful = True
     stopped: BaseException | None = None
     try:
@@ -131,6 +144,18 @@ def _run_loop(job: Job, store: Store, loop: Loop, *, loaded: Loaded, export: Exp
         around.watch.close()
     outcome = Outcome(start, loaded.engine.stats(), _reason(stopped, around), _exit_code(stopped, around))
     return summarize(job, store, outcome, times=around.timer.times(), watch=around.watch)
+
+
+def _tell_expected(store: Store, prediction: Prediction | None, around: Surroundings) -> None:
+    """Say beforehand how long it will take, and write it down to be compared."""
+    if prediction is not None:
+        assert store.run is not None
+        record_prediction(store, store.run, prediction)
+        store.commit()
+        low, high = duration(prediction.least_s), duration(prediction.most_s)
+        around.watch.note(f"expected to take {duration(prediction.predicted_s)} ({low} to {high})")
+    if around.deadline is not None:
+        around.watch.note(outlook(around.deadline, prediction, now_s=around.timer.now_s()))
 
 
 def _finish(store: Store, export: Export, around: Surroundings) -> None:

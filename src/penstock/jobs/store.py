@@ -281,6 +281,14 @@ class Store:
         )
         return {row: State(attempts, crashes, bool(is_done)) for row, attempts, crashes, is_done in found}
 
+    def done_rows(self) -> bytearray:
+        """A byte for each row up to the last that has a result: 1 where it has one."""
+        [(last,)] = self._db.query("SELECT coalesce(max(row), -1) FROM results")
+        done = bytearray(last + 1)
+        for (row,) in self._db.stream("SELECT row FROM results"):
+            done[row] = 1
+        return done
+
     def item(self, row: int) -> Item:
         """A row that was seen."""
         [found] = self._db.query("SELECT row, line, size_bytes, custom_id FROM items WHERE row = ?", row)

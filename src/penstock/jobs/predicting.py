@@ -1,0 +1,64 @@
+"""How long the rest of a job will take, worked out before its first row runs.
+
+Owns what of a job is predicted (the rows that have no result yet) and when a model's profile is measured for it: a job
+that is long by its arithmetic alone is worth the minute. How it is predicted is in `forecast.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from penstock.cost import layer_elements
+from penstock.forecast import GENERATIONS, Limits, forecast
+from penstock.jobs.loading import Loaded
+from penstock.jobs.outlook import PlannedJob
+from penstock.jobs.plan_file import PlanFile
+from penstock.jobs.store import Store
+from penstock.jobs.timeline import Prediction
+from penstock.models.spec import DecoderSpec
+from penstock.simulation import Terms
+
+SIMULATED_WORK = 10_000  # tokens drawn, about: less than a second, since the job waits for it
+SLOW_FLOPS_PER_S = 5e10  # of a small machine
+LONG_S = 600.0
+
+
+def predict(
+    plan: PlanFile, store: Store, input_file: Path, *, loaded: Loaded, tell: Callable[[str], None]
+) -> Prediction | None:
+    """What is expected of the rows that have no result; None: this model was not measured on this machine."""
+    terms = loaded.terms
+    if terms is None and loaded.measure is not None and _is_long(plan, loaded.measure.spec):
+        tell("this job is long and the model's speed here is not known yet: measuring it")
+        terms = loaded.measure.terms()
+    return None if terms is None else _predict(plan, store, input_file, terms)
+
+
+def _predict(plan: PlanFile, store: Store, input_file: Path, terms: Terms) -> Prediction:
+    done = store.done_rows()
+    job = PlannedJob(plan, input_file, is_done=lambda row: row < len(done) and bool(done[row]))
+    try:
+        limits = Limits(SIMULATED_WORK, 1, GENERATIONS * terms.config.max_sequences)
+        found = forecast(job.outlines, job.load, terms, is_certain=job.is_certain, limits=limits)
+    finally:
+        job.close()
+    simulated = found.simulated
+    return Prediction(
+        rows=store.about().rows - store.totals().done,
+        predicted_s=found.seconds,
+        least_s=found.low_s,
+        most_s=found.high_s,
+        optimal_s=simulated.optimal_s,
+        prefill_tokens=max(0, simulated.computed_tokens - simulated.output_tokens + len(job.outlines)),
+        cached_tokens=simulated.cached_tokens,
+        output_tokens=simulated.output_tokens,
+        parts_s=simulated.parts,
+    )
+
+
+def _is_long(plan: PlanFile, spec: DecoderSpec) -> bool:
+    """Whether the products alone take long on a small machine."""
+    totals = plan.totals()
+    tokens = totals.distinct_tokens + totals.expected_tokens
+    return 2.0 * spec.layers * layer_elements(spec) * tokens > LONG_S * SLOW_FLOPS_PER_S

@@ -1,0 +1,76 @@
+"""Protects what a run says of itself beforehand: of the rows that are left, and written down to be compared."""
+
+from __future__ import annotations
+
+import signal
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from penstock.forecast import Outline
+from penstock.jobs.loading import Loaded
+from penstock.jobs.outlook import Outlines
+from penstock.jobs.stopping import StopSignals
+from penstock.jobs.store import Store
+from penstock.jobs.timeline import histories
+from tests.job_runs import ToyEngine, ToyModel, job_at, row, run_job, write_rows
+from tests.profiles import terms
+
+
+class MeasuredModel(ToyModel):
+    """A toy model whose speed on this machine is known."""
+
+    def load(self, job_seed: int) -> Loaded:
+        return super().load(job_seed)._replace(terms=terms())
+
+
+def rows(folder: Path) -> None:
+    asks = {"temperature": 0, "ignore_eos": True}
+    write_rows(folder / "in.jsonl", [row(f"r{n}", f"p{n % 15}", **asks) for n in range(20)] + ["{"])
+
+
+def test_a_run_is_predicted_and_its_prediction_kept(tmp_path: Path) -> None:
+    rows(tmp_path)
+    run_job(job_at(tmp_path), MeasuredModel())
+    with closing(Store.look(job_at(tmp_path).path)) as store:
+        [history] = histories(store)
+    found = history.prediction
+    assert found is not None
+    assert found.rows == 21, "all of them, the bad one and the equal ones too"
+    assert found.output_tokens == 45, "of 15 that are computed"
+    assert found.prefill_tokens > 0
+    assert 0 < found.least_s < found.predicted_s < found.most_s
+
+
+def test_a_resumed_run_is_predicted_for_what_is_left(tmp_path: Path) -> None:
+    rows(tmp_path)
+    stop = StopSignals()
+    engine = ToyEngine(on_step=lambda prompts: setattr(stop, "asked", signal.SIGINT if "p4" in prompts else None))
+    first = run_job(job_at(tmp_path), MeasuredModel(engine), stop=stop)
+    assert 0 < first.done < 21
+    run_job(job_at(tmp_path), MeasuredModel())
+    with closing(Store.look(job_at(tmp_path).path)) as store:
+        before, after = (history.prediction for history in histories(store))
+    assert before is not None
+    assert after is not None
+    assert after.rows == 21 - first.done
+    assert after.output_tokens < before.output_tokens
+    assert after.predicted_s < before.predicted_s
+
+
+def test_a_model_that_was_not_measured_is_not_predicted(tmp_path: Path) -> None:
+    rows(tmp_path)
+    run_job(job_at(tmp_path), ToyModel())
+    with closing(Store.look(job_at(tmp_path).path)) as store:
+        assert [history.prediction for history in histories(store)] == [None]
+
+
+def test_outlines_are_a_list_in_less_room() -> None:
+    outlines = Outlines()
+    for n in range(5):
+        outlines.add(Outline(n, n + 1, n + 2))
+    assert list(outlines) == [Outline(n, n + 1, n + 2) for n in range(5)]
+    assert outlines[1:3] == [Outline(1, 2, 3), Outline(2, 3, 4)]
+    with pytest.raises(IndexError):
+        outlines[5]
