@@ -16,10 +16,10 @@ MIB = 2**20
 PANEL = 32  # packed weights are padded to so many columns, bfloat16 to so many rows as well
 SEGMENT, QUERY_ROWS = 128, 16  # of attention in the reference kernels
 # Bookkeeping in Python for a token of KV: its id in the request, in the sequence and in the prefix tree, its share of a
-# block; twice, for the rows that wait. Measured: about 90 bytes (docs/log.md).
+# block; twice, for the rows that wait. Reckoned generously, not measured.
 TOKEN_BYTES = 200
 # Beside all that is counted: code that is touched first when it runs, SQLite's cache, the rows in flight, the holes
-# of the allocator, the stacks of threads. Measured: 20 to 45 MiB (docs/log.md).
+# of the allocator, the stacks of threads. Generous: about 20 MiB of it were seen in use.
 OTHER_BYTES = 64 * MIB
 PLAN_BYTES = 64 * MIB  # pages of the plan's file that SQLite keeps (see jobs/plan_file.py)
 RESERVED_BYTES = 2 * MIB  # the native kernels round each piece of working memory up to a huge page
