@@ -379,20 +379,17 @@ def test_equal_rows_are_computed_once_and_each_has_its_answer(tmp_path: Path) ->
     assert verify(job_at(tmp_path).path).problems == ()
 
 
-def test_the_bytes_are_those_of_a_run_in_which_no_row_is_equal(tmp_path: Path) -> None:
-    for folder, seeds in (("equal", [7] * 6), ("alone", [7] * 6)):
+def test_the_bytes_are_those_of_a_run_in_the_order_of_the_input_without_equal_rows(tmp_path: Path) -> None:
+    for folder in ("planned", "in-order"):
         (tmp_path / folder).mkdir()
-        rows = [row(f"r{i}", f"p{i % 2}", temperature=0.5, seed=seed) for i, seed in enumerate(seeds)]
-        write_rows(tmp_path / folder / "in.jsonl", rows)
-    run_job(job_at(tmp_path / "equal"))
-    no_fingerprints = pytest.MonkeyPatch()
-    no_fingerprints.setattr("penstock.request.Request.is_repeatable", False)
-    with no_fingerprints.context():
-        model = ToyModel()
-        run_job(job_at(tmp_path / "alone"), model)
-    no_fingerprints.undo()
-    assert len(model.engine.started) == 6
-    assert job_at(tmp_path / "equal").output.read_bytes() == job_at(tmp_path / "alone").output.read_bytes()
+        rows = [row(f"r{i}", f"{9 - i % 5}", temperature=0.5, seed=7, max_tokens=1 + i % 5) for i in range(40)]
+        write_rows(tmp_path / folder / "in.jsonl", [*rows, "{", row("r3", "taken")])
+    planned, in_order = ToyModel(), ToyModel()
+    run_job(job_at(tmp_path / "planned"), planned)
+    run_job(replace(job_at(tmp_path / "in-order"), in_order=True), in_order)
+    assert (len(planned.engine.started), len(in_order.engine.started)) == (5, 40)
+    assert in_order.engine.started == [f"{9 - i % 5}" for i in range(40)]
+    assert job_at(tmp_path / "planned").output.read_bytes() == job_at(tmp_path / "in-order").output.read_bytes()
 
 
 def test_unseeded_rows_that_are_drawn_are_never_merged(tmp_path: Path) -> None:

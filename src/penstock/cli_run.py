@@ -73,6 +73,7 @@ def add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         ("overwrite", "replace an output that has no job, or a job made from something else"),
         ("fail-on-error", "exit code 1 if there are error rows"),
         ("accept-numerics", "go on although earlier rows were computed with other numerics; marks the rows"),
+        ("in-order", "run rows in the order of the input, equal ones too, to compare: the answers are the same"),
         ("quiet", "no progress; errors and --json are printed all the same"),
         ("json", "print the summary as one JSON object, the last line of stdout"),
     ):
@@ -113,6 +114,7 @@ def _job(flags: argparse.Namespace, settings: config.Settings) -> Job:
         overwrite=flags.overwrite,
         accept_numerics=flags.accept_numerics,
         priority=flags.priority,
+        in_order=flags.in_order,
         cache=None if settings.cache is None else Path(settings.cache),
         cache_bytes=settings.cache_bytes or DEFAULT_BYTES,
     )

@@ -37,6 +37,7 @@ class Job:
         overwrite: an output without a job, or a job made from something else, may be replaced.
         accept_numerics: go on although the earlier rows were computed with other numerics.
         priority: the field of the rows' metadata whose number says what runs first, the highest; None: no matter.
+        in_order: rows run in the order of the input, equal ones too; the answers are the same, so this is to compare.
         cache: the folder that keeps answers across jobs; None: none does; cache_bytes: how much it may keep.
     """
 
@@ -48,6 +49,7 @@ class Job:
     overwrite: bool = False
     accept_numerics: bool = False
     priority: str | None = None
+    in_order: bool = False
     cache: Path | None = None
     cache_bytes: int = DEFAULT_BYTES
 
@@ -58,6 +60,8 @@ def check_paths(job: Job) -> None:
     Raises:
         ConfigError: two of the files are one, or one is no regular file, or has no folder to be in.
     """
+    if job.priority is not None and job.in_order:
+        raise ConfigError("--priority says what runs first and --in-order that the input does; give one of them")
     if not job.input.is_file():
         found = "is no regular file" if job.input.exists() else "is not there"
         raise ConfigError(f"the input {job.input} {found}; it must be a file, since a job may read it more than once")

@@ -186,10 +186,11 @@ class PlanFile:
 
     # --- putting it in order ------------------------------------------------------------------------------------
 
-    def arrange(self, *, min_tokens: int) -> None:
+    def arrange(self, *, min_tokens: int, in_order: bool = False) -> None:
         """Find taken ids, equal rows and shared prefixes, and put the rows in order.
 
-        Prefixes shorter than `min_tokens` are not worth an order of their own. Committed.
+        Prefixes shorter than `min_tokens` are not worth an order of their own. `in_order`: keep the order of the input,
+        for good, and let no row take another's answer. Committed.
         """
         self._db.query(f"PRAGMA cache_size=-{CACHE_KIB}")
         for table in ("places", "nodes", "ordered"):
@@ -203,6 +204,9 @@ class PlanFile:
         rows = dict(self._db.query("SELECT node, count(*) FROM places GROUP BY node"))
         nodes = ((i, forest.parents[i], forest.depths[i], rows.get(i, 0)) for i in range(len(forest.depths)))
         self._db.write_all("INSERT INTO nodes VALUES (?, ?, ?, ?)", nodes)
+        if in_order:
+            self._note("in order", value=True)
+            self._db.write("UPDATE places SET leader = row")
         self._order(forest, lambda node, prompt_tokens, guess: guess)
         self._note("totals", self._count())
         self._note("complete", value=True)
@@ -235,7 +239,22 @@ class PlanFile:
         self._db.write_all(f"INSERT INTO places ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?)", _placed(forest, found))
 
     def _order(self, forest: Forest, expect: Expect) -> None:
-        """Rank every row by where it is and how long its answer is taken to be, and sort."""
+        """Write down the order: what cannot be answered first, since it takes no time, then by rank."""
+        self._db.write("DELETE FROM ordered")
+        self._db.write(
+            "INSERT INTO ordered (row, expected_tokens) SELECT row, 0 FROM prompts"
+            " WHERE tokens IS NULL OR first_line IS NOT NULL ORDER BY row"
+        )
+        into = "INSERT INTO ordered (row, place, expected_tokens)"
+        if self._noted("in order"):
+            self._db.write(f"{into} SELECT row, place, guess_tokens FROM places ORDER BY row")
+            return
+        self._rank(forest, expect)
+        self._db.write(f"{into} SELECT row, place, expected FROM ranked ORDER BY rank, place")
+        self._db.write("DROP TABLE ranked")
+
+    def _rank(self, forest: Forest, expect: Expect) -> None:
+        """Rank every row by where it is and how long its answer is taken to be."""
         peaks = [0] * len(forest.depths)
         places = "SELECT place, row, node, prompt_tokens, guess_tokens FROM places"
         for _, _, node, prompt_tokens, guess in self._db.stream(places):
@@ -248,16 +267,6 @@ class PlanFile:
             for expected in (expect(node, prompt_tokens, guess),)
         )
         self._db.write_all("INSERT INTO ranked VALUES (?, ?, ?, ?)", ranked)
-        self._db.write("DELETE FROM ordered")
-        self._db.write(  # what cannot be answered comes first: it takes no time
-            "INSERT INTO ordered (row, expected_tokens) SELECT row, 0 FROM prompts"
-            " WHERE tokens IS NULL OR first_line IS NOT NULL ORDER BY row"
-        )
-        self._db.write(
-            "INSERT INTO ordered (row, place, expected_tokens)"
-            " SELECT row, place, expected FROM ranked ORDER BY rank, place"
-        )
-        self._db.write("DROP TABLE ranked")
 
     def _count(self) -> PlanTotals:
         [(rows, size_bytes, bad)] = self._db.query(

@@ -29,7 +29,8 @@ class Planning(NamedTuple):
     """What a plan is made with.
 
     `key` names everything that the plan depends on beside the code; `workers` processes tokenize; `tell` hears how many
-    rows were read; `priority` is the field of the rows' metadata whose number says what runs first.
+    rows were read; `priority` is the field of the rows' metadata whose number says what runs first; `in_order` keeps
+    the order of the input, to compare.
     """
 
     input: Path
@@ -39,6 +40,7 @@ class Planning(NamedTuple):
     tell: Callable[[int], None]
     min_tokens: int = MIN_SHARED_TOKENS
     priority: str | None = None
+    in_order: bool = False
 
 
 def plan_path(job: Path) -> Path:
@@ -51,9 +53,9 @@ def num_cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def plan_key(fingerprint: str, setup: Setup, priority: str | None = None) -> str:
+def plan_key(fingerprint: str, setup: Setup, priority: str | None = None, *, in_order: bool = False) -> str:
     """What a plan depends on: the job (its input, model and seed), how its rows become tokens, what runs first."""
-    return json.dumps([PLAN_VERSION, fingerprint, setup.key(), priority])
+    return json.dumps([PLAN_VERSION, fingerprint, setup.key(), priority, in_order])
 
 
 def make_plan(path: Path, planning: Planning) -> tuple[PlanFile, int]:
@@ -70,7 +72,7 @@ def make_plan(path: Path, planning: Planning) -> tuple[PlanFile, int]:
     try:
         if not plan.is_complete:
             lost = _read(plan, planning)
-            plan.arrange(min_tokens=planning.min_tokens)
+            plan.arrange(min_tokens=planning.min_tokens, in_order=planning.in_order)
     except BaseException:
         plan.close()
         raise

@@ -89,8 +89,16 @@ def _load(job: Job, model: Model, around: Surroundings) -> Loaded:
 def _plan(job: Job, setup: Setup, identity: Identity, around: Surroundings) -> PlanFile:
     """The job's plan: made now, gone on with, or as it was made before."""
     around.phases.enter(Phase.PLAN)
-    key = plan_key(identity.fingerprint(), setup, job.priority)
-    planning = Planning(job.input, setup, key, num_cores(), around.watch.reading, priority=job.priority)
+    key = plan_key(identity.fingerprint(), setup, job.priority, in_order=job.in_order)
+    planning = Planning(
+        job.input,
+        setup,
+        key,
+        num_cores(),
+        around.watch.reading,
+        priority=job.priority,
+        in_order=job.in_order,
+    )
     with around.timer.reading():
         plan, lost = make_plan(plan_path(job.path), planning)
     if lost:
