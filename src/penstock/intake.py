@@ -7,7 +7,7 @@ One idea: a request that leaves here can be answered by the model; only the size
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from penstock.errors import RowError, RowErrorCode
@@ -41,7 +41,7 @@ class Intake:
             RowError: the prompt is empty or too long, or a token id is outside the vocabulary.
         """
         self._check_vocab("stop_token_ids", row.params.stop_token_ids)
-        self._check_vocab("logit_bias", (token for token, _ in row.params.logit_bias))
+        self._check_vocab("logit_bias", [token for token, _ in row.params.logit_bias])
         prompt = self._encode(row.prompt) if tokens is None else tokens
         self._check_vocab("prompt", prompt)  # a tokenizer may know more tokens than the model
         if not prompt:
@@ -58,8 +58,8 @@ class Intake:
         ids = [part for part in prompt if isinstance(part, int)]
         return self._tokenizer.encode_chat(messages) if messages else ids
 
-    def _check_vocab(self, name: str, tokens: Iterable[int]) -> None:
-        for token in tokens:
+    def _check_vocab(self, name: str, tokens: Sequence[int]) -> None:
+        for token in (min(tokens), max(tokens)) if tokens else ():
             if not 0 <= token < self._vocab:
                 message = f"body.{name} has token id {token}; the model's ids go from 0 to {self._vocab - 1}"
                 raise RowError(RowErrorCode.INVALID_FIELD, message)
