@@ -41,6 +41,9 @@ def test_a_run_is_predicted_and_its_prediction_kept(tmp_path: Path) -> None:
     assert found.output_tokens == 45, "of 15 that are computed"
     assert found.prefill_tokens > 0
     assert 0 < found.least_s < found.predicted_s < found.most_s
+    assert found.curve[-1].at_s == pytest.approx(found.predicted_s)
+    assert found.curve[-1].rows == 21
+    assert [at.rows for at in found.curve] == sorted(at.rows for at in found.curve)
 
 
 def test_a_resumed_run_is_predicted_for_what_is_left(tmp_path: Path) -> None:

@@ -6,22 +6,24 @@ that is long by its arithmetic alone is worth the minute. How it is predicted is
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from array import array
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from penstock.cost import layer_elements
-from penstock.forecast import GENERATIONS, Limits, forecast
+from penstock.forecast import GENERATIONS, Limits, forecast, weight
 from penstock.jobs.loading import Loaded
 from penstock.jobs.outlook import PlannedJob
 from penstock.jobs.plan_file import PlanFile
 from penstock.jobs.store import Store
-from penstock.jobs.timeline import Prediction
+from penstock.jobs.timeline import PredictedAt, Prediction
 from penstock.models.spec import DecoderSpec
 from penstock.simulation import Terms
 
 SIMULATED_WORK = 10_000  # tokens drawn, about: less than a second, since the job waits for it
 SLOW_FLOPS_PER_S = 5e10  # of a small machine
 LONG_S = 600.0
+CURVE_POINTS = 100
 
 
 def predict(
@@ -41,11 +43,13 @@ def _predict(plan: PlanFile, store: Store, input_file: Path, terms: Terms) -> Pr
     try:
         limits = Limits(SIMULATED_WORK, 1, GENERATIONS * terms.config.max_sequences)
         found = forecast(job.outlines, job.load, terms, is_certain=job.is_certain, limits=limits)
+        rows = store.about().rows - store.totals().done
+        curve = tuple(_curve(array("d", (weight(outline, terms) for outline in job.outlines)), found.seconds, rows))
     finally:
         job.close()
     simulated = found.simulated
     return Prediction(
-        rows=store.about().rows - store.totals().done,
+        rows=rows,
         predicted_s=found.seconds,
         least_s=found.low_s,
         most_s=found.high_s,
@@ -54,7 +58,21 @@ def _predict(plan: PlanFile, store: Store, input_file: Path, terms: Terms) -> Pr
         cached_tokens=simulated.cached_tokens,
         output_tokens=simulated.output_tokens,
         parts_s=simulated.parts,
+        curve=curve,
     )
+
+
+def _curve(weights: Sequence[float], seconds: float, rows: int) -> Iterator[PredictedAt]:
+    """When how many rows are expected to be finished: in the order of the plan, each at its share of the weight.
+
+    Rows that cost nothing (bad ones, and those that get another's answer) are spread over the others.
+    """
+    whole, done = sum(weights), 0.0
+    step = max(1, len(weights) // CURVE_POINTS)
+    for number, one in enumerate(weights, 1):
+        done += one
+        if number % step == 0 or number == len(weights):
+            yield PredictedAt(seconds * done / whole, round(rows * number / len(weights)))
 
 
 def _is_long(plan: PlanFile, spec: DecoderSpec) -> bool:
