@@ -99,6 +99,9 @@ def _bench(flags: argparse.Namespace) -> int:
         return 0
     if settings.model is None:
         raise ConfigError("no model was named; give --model FOLDER, --model HUB/ID or --model demo")
-    report = command.bench(asked, settings, lambda text: say(text, sys.stderr))
+    from penstock.jobs.stopping import StopSignals
+
+    with StopSignals():  # a polite kill ends the engines too, which have processes of their own
+        report = command.bench(asked, settings, lambda text: say(text, sys.stderr))
     say("\n".join([*([] if flags.json else report.lines), json.dumps(report.json)]))
     return 0
