@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from itertools import tee
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -135,6 +136,9 @@ _PLANNED = (
 )
 
 
+_LENGTHS = "SELECT place, row, node, prompt_tokens, guess_tokens FROM places"
+
+
 class PlanFile:
     """A plan. States: being read (`next_row` rows are in it), then complete (`is_complete`), and in order."""
 
@@ -207,7 +211,7 @@ class PlanFile:
         if in_order:
             self._note("in order", value=True)
             self._db.write("UPDATE places SET leader = row")
-        self._order(forest, lambda node, prompt_tokens, guess: guess)
+        self._order(forest, None)
         self._note("totals", self._count())
         self._note("complete", value=True)
         self._db.commit()
@@ -238,7 +242,7 @@ class PlanFile:
         columns = "row, node, shared_tokens, prompt_tokens, guess_tokens, samples, leader"
         self._db.write_all(f"INSERT INTO places ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?)", _placed(forest, found))
 
-    def _order(self, forest: Forest, expect: Expect) -> None:
+    def _order(self, forest: Forest, expect: Expect | None) -> None:
         """Write down the order: what cannot be answered first, since it takes no time, then by rank."""
         self._db.write("DELETE FROM ordered")
         self._db.write(
@@ -253,20 +257,27 @@ class PlanFile:
         self._db.write(f"{into} SELECT row, place, expected FROM ranked ORDER BY rank, place")
         self._db.write("DROP TABLE ranked")
 
-    def _rank(self, forest: Forest, expect: Expect) -> None:
-        """Rank every row by where it is and how long its answer is taken to be."""
-        peaks = [0] * len(forest.depths)
-        places = "SELECT place, row, node, prompt_tokens, guess_tokens FROM places"
-        for _, _, node, prompt_tokens, guess in self._db.stream(places):
-            peaks[node] = max(peaks[node], bucket(expect(node, prompt_tokens, guess)))
-        ranks = Ranks(forest, peaks)
+    def _rank(self, forest: Forest, expect: Expect | None) -> None:
+        """Rank every row by where it is and how long its answer is taken to be (None: as it was guessed at first)."""
+        rank = lru_cache(2**16)(Ranks(forest, self._peaks(forest, expect)).rank)  # most rows are like others
         self._db.write("CREATE TEMP TABLE ranked (rank INTEGER, place INTEGER, row INTEGER, expected INTEGER)")
         ranked = (
-            (ranks.rank(node, bucket(expected)), place, row, expected)
-            for place, row, node, prompt_tokens, guess in self._db.stream(places)
-            for expected in (expect(node, prompt_tokens, guess),)
+            (rank(node, bucket(expected)), place, row, expected)
+            for place, row, node, prompt_tokens, guess in self._db.stream(_LENGTHS)
+            for expected in (expect(node, prompt_tokens, guess) if expect else guess,)
         )
         self._db.write_all("INSERT INTO ranked VALUES (?, ?, ?, ?)", ranked)
+
+    def _peaks(self, forest: Forest, expect: Expect | None) -> list[int]:
+        """The bucket of the longest answer among the rows of each node itself."""
+        peaks = [0] * len(forest.depths)
+        if expect is None:
+            for node, longest in self._db.query("SELECT node, max(guess_tokens) FROM places GROUP BY node"):
+                peaks[node] = bucket(longest)
+            return peaks
+        for _, _, node, prompt_tokens, guess in self._db.stream(_LENGTHS):
+            peaks[node] = max(peaks[node], bucket(expect(node, prompt_tokens, guess)))
+        return peaks
 
     def _count(self) -> PlanTotals:
         [(rows, size_bytes, bad)] = self._db.query(
