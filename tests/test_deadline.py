@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from penstock.errors import ConfigError
-from penstock.jobs.deadline import Deadline, next_time, outlook, read_deadline, read_hours
+from penstock.jobs.deadline import Deadline, describe_fit, next_time, read_deadline, read_hours
 from penstock.jobs.timeline import Prediction
 from tests.job_runs import PROGRAM, REPOSITORY, ToyEngine, ToyModel, job_at, row, run_job, write_rows
 
@@ -99,13 +99,13 @@ def taking(seconds: float, low_s: float, high_s: float) -> Prediction:
     ],
 )
 def test_what_is_said_before_the_start(prediction: Prediction | None, expected: str) -> None:
-    said = outlook(Deadline(4600.0, "--finish-by 23:00"), prediction, now_s=1000.0)
+    said = describe_fit(Deadline(4600.0, "--finish-by 23:00"), prediction, now_s=1000.0)
     assert said.startswith("--finish-by 23:00 is in 1h00m; ")
     assert expected in said
 
 
 def test_a_deadline_that_passed_while_the_model_was_loaded_is_said() -> None:
-    assert "has passed before the first row" in outlook(Deadline(5.0, "--max-hours 0.1"), None, now_s=6.0)
+    assert "has passed before the first row" in describe_fit(Deadline(5.0, "--max-hours 0.1"), None, now_s=6.0)
 
 
 def rows(folder: Path, count: int) -> None:

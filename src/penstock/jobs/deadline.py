@@ -100,7 +100,7 @@ def read_hours(text: str) -> float:
     return hours
 
 
-def outlook(deadline: Deadline, prediction: Prediction | None, *, now_s: float) -> str:
+def describe_fit(deadline: Deadline, prediction: Prediction | None, *, now_s: float) -> str:
     """Whether a job is expected to fit, as a sentence; it is said before the first row runs."""
     left_s = deadline.at_s - now_s
     rest = "what is not done by then stays for the same command"

@@ -133,7 +133,7 @@ class Loop:
     def _claim_row(self, planned: PlannedRow) -> Row | None:
         """Claim one row on disk; None: it is bad, or its custom id is taken, and it is recorded as such."""
         try:
-            asks = parse_row(self._line(planned))
+            asks = parse_row(planned.text(self._lines))
         except BadRow as error:
             self._refuse(planned, error)
             return None
@@ -144,12 +144,6 @@ class Loop:
             return None
         self._in_flight.add(planned.row)
         return Row(item, planned, asks)
-
-    def _line(self, planned: PlannedRow) -> bytes:
-        if planned.data is not None:
-            return planned.data
-        assert planned.at is not None
-        return self._lines.read(planned.at, planned.size_bytes)
 
     def _hand_over(self, row: Row) -> None:
         """Give a claimed row to the engine, with the tokens of the plan, if its answer is not known."""
@@ -276,7 +270,7 @@ class Loop:
     def _give_up(self, row: int, error: RowError) -> None:
         """End a row that cannot be computed, and the rows that ask the same."""
         planned = self._queue.find(row)
-        self._fail(Row(self._store.item(row), planned, parse_row(self._line(planned))), error)
+        self._fail(Row(self._store.item(row), planned, parse_row(planned.text(self._lines))), error)
 
     # --- the outside --------------------------------------------------------------------------------------------
 

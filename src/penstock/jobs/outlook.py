@@ -101,9 +101,7 @@ class PlannedJob:
             yield from filter(self._is_computed, self._plan.page(before, end - before))
 
     def _asks(self, row: PlannedRow) -> BatchRow:
-        data = row.data if row.at is None else self._lines.read(row.at, row.size_bytes)
-        assert data is not None
-        return parse_row(data)
+        return parse_row(row.text(self._lines))
 
     def _is_computed(self, row: PlannedRow) -> bool:
         is_own = row.tokens is not None and row.leader == row.row and row.first_line is None

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from penstock.errors import PenstockError
 from penstock.jobs.database import Database, Kind
+from penstock.jobs.formats import LineReader
 from penstock.jobs.prefix_picture import OwnRows
 from penstock.planner import TOKEN_BYTES, Forest, Ranks, bucket, guess_tokens
 
@@ -98,6 +99,13 @@ class PlannedRow(NamedTuple):
     def prompt_tokens(self) -> int:
         """The length of its prompt; 0 where it was not tokenized."""
         return len(self.tokens or b"") // TOKEN_BYTES
+
+    def text(self, lines: LineReader) -> bytes:
+        """Its line, which `lines` finds in the input where the plan does not hold it."""
+        if self.data is not None:
+            return self.data
+        assert self.at is not None
+        return lines.read(self.at, self.size_bytes)
 
 
 class PrefixNode(NamedTuple):

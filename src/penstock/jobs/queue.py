@@ -28,7 +28,6 @@ class Queue:
         self._lengths = Lengths(plan.forest())
         self._revise_at = max(MIN_ANSWERS, int(FIRST_REVISION * plan.totals().rows))
         self._is_revised = False
-        self.num_revisions = 0
 
     def missing(self, is_running: Callable[[int], bool]) -> Iterator[PlannedRow]:
         """The rows without a result that do not run yet, but for those that run last, alone."""
@@ -71,7 +70,6 @@ class Queue:
         if lengths.surprises >= SURPRISES * lengths.number:
             self._plan.reorder(lengths.expect)
             self._is_revised = True
-            self.num_revisions += 1
 
     def expect(self, row: PlannedRow) -> int | None:
         """How long a row's answer is taken to be, by all that is known now; None: it was not tokenized."""

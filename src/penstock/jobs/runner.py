@@ -13,7 +13,7 @@ from functools import partial
 
 from penstock.errors import Interrupted, OutOfTime, Refused, Stopped, StorageFailed
 from penstock.jobs import job as jobs
-from penstock.jobs.deadline import outlook
+from penstock.jobs.deadline import describe_fit
 from penstock.jobs.export import Export, OutputFile
 from penstock.jobs.job import Job, UnchangedInput
 from penstock.jobs.loading import Loaded, Model
@@ -163,7 +163,7 @@ def _tell_expected(store: Store, prediction: Prediction | None, around: Surround
         low, high = duration(prediction.least_s), duration(prediction.most_s)
         around.watch.note(f"expected to take {duration(prediction.predicted_s)} ({low} to {high})")
     if around.deadline is not None:
-        around.watch.note(outlook(around.deadline, prediction, now_s=around.timer.now_s()))
+        around.watch.note(describe_fit(around.deadline, prediction, now_s=around.timer.now_s()))
 
 
 def _finish(store: Store, export: Export, around: Surroundings) -> None:
