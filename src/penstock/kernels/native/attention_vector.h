@@ -19,14 +19,12 @@ struct VectorUnit {
 
     // To [k][block rows] for each block.
     static void lay_out(const float* panels, int64_t padded, int64_t rows, int64_t k, float* left) {
-        for (int64_t first = 0; first < rows; first += MAX_ROWS) {
-            const int64_t height = block_rows(rows - first);
+        for (int64_t first = 0, height; first < rows; first += height) {
+            height = block_rows(rows - first);
             float* to = left + first * k;
             for (int64_t i = 0; i < k; ++i)
-                for (int64_t r = 0; r < height; ++r) {
-                    const float* from = panels + (i / PANEL * padded + first + r) * PANEL + i % PANEL;
-                    to[i * height + r] = first + r < rows ? *from : 0.0F;
-                }
+                for (int64_t r = 0; r < height; ++r)
+                    to[i * height + r] = panels[(i / PANEL * padded + first + r) * PANEL + i % PANEL];
         }
     }
 
@@ -61,7 +59,7 @@ struct VectorUnit {
     }
 
     static void multiply(const float* left, int64_t row, int64_t rows, const float* panel, float* out, int64_t k) {
-        multiply_block<WideUnit<float>>(block_rows(rows - row), left + row * k, panel, out, k, true);
+        multiply_block<WideUnit<float>>(block_rows(rows - row), left + row * k, panel, out, k, true, Fetch{nullptr, 0});
     }
 };
 

@@ -1,12 +1,15 @@
 // Products in blocks of a few rows and one panel, with sums in vector registers. Included once for each instruction set.
 //
-// A block of the result is ROWS rows x two vectors of columns. Each of its numbers is one chain of sums over K from 0
-// to the end, so it depends on its own row and column alone, whatever ROWS is. What multiplies is a unit:
+// A block of the result is a few rows x two vectors of columns. Each of its numbers is one chain of sums over K from 0
+// to the end, so it depends on its own row and column alone, whatever the block's height is. A unit multiplies:
 //   T            the numbers of x and of the packed weight;  Left: of x as it is laid out, `depth(k)` a row
 //   lay_out      a row of x to every `height`-th Left
-//   weight_at    where in a panel the weights of a Left begin
-//   multiply     a block times a panel over some Lefts
+//   LEFT_BYTES   of a panel for each Left;  weight_at: where in a panel the weights of a Left begin
+//   open         a part of a panel, in the form in which several blocks are multiplied with it one after the other
+//   multiply     a block times a panel, as it lies or opened, over some Lefts
 #pragma once
+
+#include <utility>
 
 #include "chunks.h"
 #include "finish.h"
@@ -18,15 +21,33 @@ namespace penstock {
 namespace {
 
 constexpr int MAX_ROWS = LANES == 16 ? 12 : 6;  // 2 * MAX_ROWS sums, two weights and an x fill the registers
-constexpr int64_t LEFTS_AT_ONCE = 128;          // of K: at most 16 KiB of a panel, which stay in the first-level cache
+constexpr int64_t LEFTS_AT_ONCE = 128;          // of K: 16 KiB of a panel at most, which stay in the first-level cache
+constexpr int64_t CACHED_BYTES = 1 << 19;       // of laid-out rows; processors without AMX have 0.5 to 2 MiB a core
+constexpr int64_t AHEAD_BYTES = 8192;           // how far ahead a panel is fetched that is used once
 
-// How many rows a block with `left` rows to go has: fewer where fewer are there, so that one row costs one row.
-PENSTOCK_INLINE int64_t block_rows(int64_t left) { return left >= 4 ? MAX_ROWS : left >= 2 ? 3 : 1; }
+// How many rows the next block has where `left` are to go: all blocks are as high as each other, give or take a row.
+PENSTOCK_INLINE int64_t block_rows(int64_t left) { return ceil_div(left, ceil_div(left, MAX_ROWS)); }
 
-PENSTOCK_INLINE int64_t padded_rows(int64_t rows) {
-    const int64_t whole = rows / MAX_ROWS * MAX_ROWS;
-    return rows == whole ? whole : whole + block_rows(rows - whole);
-}
+// The blocks that rows are cut in: the higher ones first.
+struct Blocks {
+    int64_t rows, count;
+
+    explicit Blocks(int64_t all) : rows(all), count(ceil_div(all, MAX_ROWS)) {}
+    int64_t first(int64_t block) const { return block * (rows / count) + at_most(block, rows % count); }
+    int64_t height(int64_t block) const { return first(block + 1) - first(block); }
+    int64_t of_row(int64_t row) const {
+        const int64_t low = rows / count, in_higher = rows % count * (low + 1);
+        return row < in_higher ? row / (low + 1) : rows % count + (row - in_higher) / low;
+    }
+};
+
+// What is fetched while a block is multiplied: with each Left, `stride` bytes further on. No more than a wish.
+struct Fetch {
+    const char* from;
+    int64_t stride;
+
+    PENSTOCK_INLINE void at(int64_t i) const { __builtin_prefetch(from + i * stride, 0, 2); }
+};
 
 // The sums of two vectors of columns, as they are carried along K.
 template <int ROWS>
@@ -54,56 +75,80 @@ struct Strip {
     }
 };
 
-template <class Unit>
-void multiply_block(int64_t height, const typename Unit::Left* x, const typename Unit::T* w, float* sums, int64_t count,
-                    bool first) {
-    if (height == MAX_ROWS) Unit::template multiply<MAX_ROWS>(x, w, sums, count, first);
-    if (height == 3) Unit::template multiply<3>(x, w, sums, count, first);
-    if (height == 1) Unit::template multiply<1>(x, w, sums, count, first);
+template <class Unit, class W>
+using Multiply = void (*)(const typename Unit::Left*, const W*, float*, int64_t, bool, Fetch);
+
+template <class Unit, class W, int... LESS>
+Multiply<Unit, W> kernel_of(int64_t height, std::integer_sequence<int, LESS...>) {
+    static constexpr Multiply<Unit, W> KERNELS[] = {Unit::template multiply<LESS + 1>...};
+    return KERNELS[height - 1];
 }
 
-// One panel times blocks `begin` .. `end` of the rows; sums [blocks][MAX_ROWS][PANEL].
+// sums [height][PANEL] = (or, unless `first`, +=) x [count][height] times a panel.
+template <class Unit, class W>
+void multiply_block(int64_t height, const typename Unit::Left* x, const W* w, float* sums, int64_t count, bool first,
+                    Fetch fetch) {
+    kernel_of<Unit, W>(height, std::make_integer_sequence<int, MAX_ROWS>())(x, w, sums, count, first, fetch);
+}
+
+// One panel times one block: the panel is read once, in a stream.
 template <class Unit>
-void multiply_panel(const Product& p, const typename Unit::Left* rows, int64_t panel, int64_t begin, int64_t end,
-                    float* sums) {
+void stream_panel(const Product& p, const typename Unit::Left* rows, int64_t panel, const Blocks& blocks, int64_t block,
+                  float* sums) {
     using T = typename Unit::T;
-    const int64_t depth = Unit::depth(p.k), at_once = end - begin > 1 ? LEFTS_AT_ONCE : depth;
+    const int64_t depth = Unit::depth(p.k), row = blocks.first(block), height = blocks.height(block);
     const T* w = static_cast<const T*>(p.weight) + panel * packed_size(1, p.k, p.type);
-    for (int64_t i = 0; i < depth; i += at_once) {
-        const int64_t count = at_most(depth - i, at_once);
+    const Fetch fetch{reinterpret_cast<const char*>(w) + AHEAD_BYTES, Unit::LEFT_BYTES};
+    claim(p, panel, row, height);
+    multiply_block<Unit>(height, rows + row * depth, w, sums, depth, true, fetch);
+    finish<T>(p, sums, panel, row, height);
+}
+
+// One panel times blocks `begin` .. `end` of the rows; sums [blocks][MAX_ROWS][PANEL]. A part of the panel is opened
+// for all of them, and each fetches its share of the part behind it.
+template <class Unit>
+void share_panel(const Product& p, const typename Unit::Left* rows, int64_t panel, const Blocks& blocks, int64_t begin,
+                 int64_t end, float* sums) {
+    using T = typename Unit::T;
+    const int64_t depth = Unit::depth(p.k), stride = ceil_div(Unit::LEFT_BYTES, end - begin);
+    const T* w = static_cast<const T*>(p.weight) + panel * packed_size(1, p.k, p.type);
+    float* opened = sums + (end - begin) * MAX_ROWS * PANEL;
+    for (int64_t i = 0; i < depth; i += LEFTS_AT_ONCE) {
+        const int64_t count = at_most(depth - i, LEFTS_AT_ONCE);
+        const auto* part = Unit::open(w + Unit::weight_at(i), count, opened);
+        const char* behind = reinterpret_cast<const char*>(w + Unit::weight_at(i)) + count * Unit::LEFT_BYTES;
         for (int64_t block = begin; block < end; ++block) {
-            const int64_t row = block * MAX_ROWS, height = block_rows(p.rows - row);
+            const int64_t row = blocks.first(block), height = blocks.height(block);
             float* mine = sums + (block - begin) * MAX_ROWS * PANEL;
-            multiply_block<Unit>(height, rows + row * depth + i * height, w + Unit::weight_at(i), mine, count, i == 0);
-            if (i + count == depth) finish<T>(p, mine, panel, row, at_most(p.rows - row, height));
+            const Fetch fetch{behind + (block - begin) * stride * count, stride};
+            if (i + count == depth) claim(p, panel, row, height);
+            multiply_block<Unit>(height, rows + row * depth + i * height, part, mine, count, i == 0, fetch);
+            if (i + count == depth) finish<T>(p, mine, panel, row, height);
         }
     }
 }
 
 template <class Unit>
-void lay_row(const typename Unit::T* x, int64_t row, const Product& p, typename Unit::Left* rows) {
-    const int64_t first = row / MAX_ROWS * MAX_ROWS, height = block_rows(p.rows - first), depth = Unit::depth(p.k);
-    typename Unit::Left* place = rows + first * depth + row - first;
-    if (x) return Unit::lay_out(x, p.k, place, height);
-    for (int64_t i = 0; i < depth; ++i) place[i * height] = 0;
+void lay_row(const typename Unit::T* x, int64_t row, const Product& p, const Blocks& blocks, typename Unit::Left* rows) {
+    const int64_t block = blocks.of_row(row), first = blocks.first(block);
+    Unit::lay_out(x, p.k, rows + first * Unit::depth(p.k) + row - first, blocks.height(block));
 }
 
 template <class Unit>
 void linear(Context& context, const Product& p) {
     using Left = typename Unit::Left;
     using T = typename Unit::T;
-    const int64_t panels = ceil_div(p.n, PANEL), blocks = ceil_div(p.rows, MAX_ROWS);
-    const int64_t block_size = Unit::depth(p.k) * MAX_ROWS;
-    auto* rows = context.rows.reserve_array<Left>(static_cast<size_t>(blocks * block_size));
-    lay_rows<T>(context, p, padded_rows(p.rows), [&](int64_t row, const T* x) { lay_row<Unit>(x, row, p, rows); });
-    const Chunks chunks(blocks, block_size * static_cast<int64_t>(sizeof(Left)));
-    context.reserve_own(ceil_div(blocks, chunks.count) * MAX_ROWS * PANEL * static_cast<int64_t>(sizeof(float)));
-    context.pool.run(chunks.count * panels, [&](Tasks& tasks, int thread) {
+    const Blocks blocks(p.rows);
+    const int64_t row_bytes = Unit::depth(p.k) * static_cast<int64_t>(sizeof(Left));
+    auto* rows = context.rows.reserve_array<Left>(static_cast<size_t>(p.rows * Unit::depth(p.k)));
+    lay_rows<T>(context, p, p.rows, [&](int64_t row, const T* x) { lay_row<Unit>(x, row, p, blocks, rows); });
+    const Chunks chunks(blocks.count, MAX_ROWS * row_bytes, CACHED_BYTES);
+    const int64_t sums_bytes = ceil_div(blocks.count, chunks.count) * MAX_ROWS * PANEL * static_cast<int64_t>(sizeof(float));
+    context.reserve_own(sums_bytes + LEFTS_AT_ONCE * PANEL * static_cast<int64_t>(sizeof(float)));
+    each_panel(context, chunks, ceil_div(p.n, PANEL), [&](int64_t panel, int64_t begin, int64_t end, int thread) {
         float* sums = context.own_array<float>(thread);
-        for (int64_t task; (task = tasks.take()) >= 0;) {
-            const int64_t chunk = task / panels;
-            multiply_panel<Unit>(p, rows, task % panels, chunks.first(chunk), chunks.first(chunk + 1), sums);
-        }
+        if (end - begin == 1) return stream_panel<Unit>(p, rows, panel, blocks, begin, sums);
+        share_panel<Unit>(p, rows, panel, blocks, begin, end, sums);
     });
 }
 
@@ -119,7 +164,7 @@ double register_loop(Context& context, int64_t rounds) {
         const auto* left = reinterpret_cast<const Left*>(memory);
         const auto* panel = reinterpret_cast<const T*>(memory + LEFT_BYTES);
         auto* sums = reinterpret_cast<float*>(memory + LEFT_BYTES + PANEL_BYTES);
-        Unit::template multiply<MAX_ROWS>(left, panel, sums, COUNT, false);
+        Unit::template multiply<MAX_ROWS>(left, panel, sums, COUNT, false, Fetch{memory, 0});
     });
 }
 

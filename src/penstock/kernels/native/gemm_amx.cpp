@@ -13,6 +13,7 @@
 namespace penstock {
 namespace {
 
+constexpr int64_t CACHED_BYTES = 1 << 20;  // of laid-out rows; processors with AMX have 2 MiB a core
 constexpr int64_t STEPS_AT_ONCE = 16;  // of K: 32 KiB of a panel, which then stays in the first-level cache
 
 // Lays a row of x out in its block [step][half][16 rows][32]: in x itself the rows of a tile are k apart, often a power
@@ -79,8 +80,10 @@ void multiply_panel(const Product& p, const uint16_t* rows, int64_t panel, int64
     }
 }
 
-// Neighbours, so that what is fetched is what comes next; few enough that the threads end together.
-int64_t panels_a_task(int64_t panels, int64_t threads) { return at_most(ceil_div(panels, threads * 8), 16); }
+struct Configured {
+    static void begin() { configure_tiles(); }
+    static void end() { _tile_release(); }
+};
 
 }  // namespace
 
@@ -88,28 +91,12 @@ void linear_amx(Context& context, const Product& p) {
     const int64_t steps = ceil_div(p.k, STEP), panels = ceil_div(p.n, PANEL), blocks = ceil_div(p.rows, BLOCK);
     auto* rows = context.rows.reserve_array<uint16_t>(static_cast<size_t>(blocks * steps * BLOCK_STEP));
     lay_rows<uint16_t>(context, p, blocks * BLOCK, [&](int64_t row, const uint16_t* x) { lay_out(x, row, p.k, rows); });
-    const Chunks chunks(blocks, steps * BLOCK_STEP * 2);
+    const Chunks chunks(blocks, steps * BLOCK_STEP * 2, CACHED_BYTES);
     context.reserve_own(ceil_div(blocks, chunks.count) * BLOCK * PANEL * static_cast<int64_t>(sizeof(float)));
-    const int64_t group = panels_a_task(panels, context.pool.threads()), groups = ceil_div(panels, group);
-    context.pool.run(chunks.count * groups, [&](Tasks& tasks, int thread) {
-        configure_tiles();
-        for (int64_t task; (task = tasks.take()) >= 0;) {
-            const int64_t first = chunks.first(task / groups), last = chunks.first(task / groups + 1);
-            for (int64_t panel = task % groups * group; panel < at_most((task % groups + 1) * group, panels); ++panel)
-                multiply_panel(p, rows, panel, first, last, context.own_array<float>(thread));
-        }
-        _tile_release();
+    each_panel<Configured>(context, chunks, panels, [&](int64_t panel, int64_t begin, int64_t end, int thread) {
+        multiply_panel(p, rows, panel, begin, end, context.own_array<float>(thread));
     });
 }
-
-namespace {
-
-struct Configured {
-    static void begin() { configure_tiles(); }
-    static void end() { _tile_release(); }
-};
-
-}  // namespace
 
 double register_loop_amx(Context& context, int64_t rounds) {
     constexpr int64_t STEPS = 8, BYTES = STEPS * BLOCK_STEP * 2;  // a block and a panel: 32 KiB

@@ -13,43 +13,66 @@ struct WideUnit {
     using Left = float;
     static constexpr int STRIP = 2 * LANES;  // columns at once
 
+    static constexpr int64_t LEFT_BYTES = PANEL * sizeof(T);
+
     static int64_t depth(int64_t k) { return k; }
     static int64_t weight_at(int64_t i) { return sizeof(T) == 4 ? i * PANEL : i / STEP * 2 * TILE; }
     static void lay_out(const T* x, int64_t k, float* place, int64_t height) {
         for (int64_t i = 0; i < k; ++i) place[i * height] = widen(x[i]);
     }
 
-    template <int ROWS>
-    static void multiply(const float* x, const T* w, float* sums, int64_t count, bool first) {
+    static const float* open(const float* w, int64_t, float*) { return w; }
+
+    // Widened once for all blocks, to [count][PANEL].
+    static const float* open(const uint16_t* w, int64_t count, float* space) {
+        for (int64_t i = 0; i < count; i += 2)
+            for (int column = 0; column < PANEL; column += LANES) {
+                const Pair pair = load_pairs(w + pairs_at(i) + pair_at(column));
+                store(space + i * PANEL + column, pair.first);
+                if (i + 1 < count) store(space + (i + 1) * PANEL + column, pair.second);
+            }
+        return space;
+    }
+
+    template <int ROWS, class W>
+    static void multiply(const float* x, const W* w, float* sums, int64_t count, bool first, Fetch fetch) {
         for (int column = 0; column < PANEL; column += STRIP) {
             Strip<ROWS> strip;
             strip.begin(sums + column, first);
-            add_all(strip, x, w, column, count);
+            add_all(strip, x, w, column, count, fetch);
             strip.save(sums + column);
+            fetch.stride = 0;  // all of it was fetched with the first columns
         }
     }
 
     template <int ROWS>
-    static PENSTOCK_INLINE void add_all(Strip<ROWS>& strip, const float* x, const float* w, int column, int64_t count) {
+    static PENSTOCK_INLINE void add_all(
+        Strip<ROWS>& strip, const float* x, const float* w, int column, int64_t count, Fetch fetch) {
         for (int64_t i = 0; i < count; ++i) {
             const float* line = w + i * PANEL + column;
+            fetch.at(i);
             strip.add(x + i * ROWS, load(line), load(line + LANES));
         }
     }
 
     template <int ROWS>
     static PENSTOCK_INLINE void add_all(
-        Strip<ROWS>& strip, const float* x, const uint16_t* w, int column, int64_t count) {
+        Strip<ROWS>& strip, const float* x, const uint16_t* w, int column, int64_t count, Fetch fetch) {
         const int64_t left = pair_at(column), right = pair_at(column + LANES);
         for (int64_t i = 0; i < count; i += 2) {
-            const uint16_t* pairs = w + i / STEP * 2 * TILE + i % STEP / 2 * 32;
-            const Pair a = load_pairs(pairs + left), b = load_pairs(pairs + right);
+            const Pair a = load_pairs(w + pairs_at(i) + left), b = load_pairs(w + pairs_at(i) + right);
+            fetch.at(i);
             strip.add(x + i * ROWS, a.first, b.first);
-            if (i + 1 < count) strip.add(x + (i + 1) * ROWS, a.second, b.second);
+            if (i + 1 == count) return;
+            fetch.at(i + 1);
+            strip.add(x + (i + 1) * ROWS, a.second, b.second);
         }
     }
 
-    // Where a column's first pair lies in a panel of bfloat16.
+    // Where the pairs of positions i, i + 1 lie in a panel of bfloat16.
+    static PENSTOCK_INLINE int64_t pairs_at(int64_t i) { return i / STEP * 2 * TILE + i % STEP / 2 * 32; }
+
+    // Where a column's pair lies among them.
     static PENSTOCK_INLINE int64_t pair_at(int64_t column) { return column / 16 * TILE + column % 16 * 2; }
 };
 

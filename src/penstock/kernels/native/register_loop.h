@@ -4,17 +4,12 @@
 
 #include <cstring>
 
-#include "ops.h"
+#include "chunks.h"
 
 namespace penstock {
 namespace {
 
 constexpr int64_t PRODUCTS_A_ROUND = 64;
-
-struct Nothing {
-    static void begin() {}
-    static void end() {}
-};
 
 // Calls product(memory) with `bytes` of zeros of a thread's own, between begin() and end() of a thread's work; gives the
 // operations of all calls.

@@ -10,6 +10,8 @@ struct PairUnit {
     using T = uint16_t;
     using Left = uint32_t;  // two neighbours along K
 
+    static constexpr int64_t LEFT_BYTES = 2 * PANEL * sizeof(T);
+
     static int64_t depth(int64_t k) { return ceil_div(k, 2); }
     static int64_t weight_at(int64_t i) { return i / 16 * 2 * TILE; }
     static void lay_out(const uint16_t* x, int64_t k, uint32_t* place, int64_t height) {
@@ -17,12 +19,15 @@ struct PairUnit {
         if (k % 2) place[k / 2 * height] = x[k - 1];
     }
 
+    static const uint16_t* open(const uint16_t* w, int64_t, float*) { return w; }
+
     template <int ROWS>
-    static void multiply(const uint32_t* x, const uint16_t* w, float* sums, int64_t count, bool first) {
+    static void multiply(const uint32_t* x, const uint16_t* w, float* sums, int64_t count, bool first, Fetch fetch) {
         Strip<ROWS> strip;
         strip.begin(sums, first);
         for (int64_t i = 0; i < count; ++i) {
             const uint16_t* pairs = w + i / 16 * 2 * TILE + i % 16 * 32;
+            fetch.at(i);
             const auto a = (__m512bh)_mm512_loadu_si512(pairs), b = (__m512bh)_mm512_loadu_si512(pairs + TILE);
             for (int r = 0; r < ROWS; ++r) {
                 const auto each = (__m512bh)_mm512_set1_epi32(static_cast<int>(x[i * ROWS + r]));
