@@ -22,6 +22,7 @@ from penstock.simulation import SimRow, Terms
 from tests.job_runs import row, write_rows
 from tests.profiles import KV_BYTES, profile, terms
 
+READING_S = 0.5
 GREEDY = {"temperature": 0, "ignore_eos": True}
 
 
@@ -52,7 +53,8 @@ def look(folder: Path, rows: Sequence[str], known: Terms | None = None, price: P
     plan, lost = make_plan(folder / "plan", Planning(given, Letters(), "key", 0, lambda rows: None))
     assert lost == 0
     with closing(plan):
-        return look_ahead(plan, given, terms=known or terms(), setup=Letters(), price=price or Price())
+        known = known or terms()
+        return look_ahead(plan, given, terms=known, setup=Letters(), price=price or Price(), reading_s=READING_S)
 
 
 def test_a_small_job_by_hand(tmp_path: Path) -> None:
@@ -67,8 +69,13 @@ def test_a_small_job_by_hand(tmp_path: Path) -> None:
     assert found.hit_share == pytest.approx(16 / 34, abs=0.06)
     assert found.is_certain
     assert found.forecast.seconds == pytest.approx(simulated.seconds)
-    assert found.money == pytest.approx(found.forecast.seconds)
-    assert found.energy_kwh == pytest.approx(found.forecast.seconds / 3600)
+    assert found.seconds == pytest.approx(READING_S + simulated.seconds)  # the reading, and then the engine
+    assert found.low_s - READING_S == pytest.approx(found.forecast.low_s)
+    assert found.high_s - READING_S == pytest.approx(found.forecast.high_s)
+    assert found.optimal_share is not None
+    assert 0 < found.optimal_share < 1
+    assert found.money == pytest.approx(found.seconds)
+    assert found.energy_kwh == pytest.approx(found.seconds / 3600)
     assert found.kv_bytes == simulated.peak_kv_tokens * KV_BYTES
 
 

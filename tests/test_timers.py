@@ -15,7 +15,7 @@ class Ops(NamedTuple):
 
     linear: object
     attention: object
-    layer: object
+    layers: object
     anything: object
 
 
@@ -63,7 +63,7 @@ def test_what_runs_whole_layers_says_where_their_time_went() -> None:
     watch = StepWatch()
     wrap: Any = watch.wrap_kernels
     timed = wrap(Ops(lambda: 1, None, lambda: "layer", None), Native())
-    assert (timed.layer(), timed.linear()) == ("layer", 1)
+    assert (timed.layers(), timed.linear()) == ("layer", 1)
     assert watch.seconds() == {"linear": 12.0, "attention": 20.0, "other": 30.0}
 
 

@@ -10,6 +10,7 @@ import argparse
 import json
 import sys
 import tempfile
+import time
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,9 +24,9 @@ if TYPE_CHECKING:
     from penstock.profile import Profile
 
 EPILOG = """\
-Nothing is computed and nothing is written beside the input. The time is that of the engine, simulated step by step
-with what this machine was measured to take; where no profile of the model is kept yet, one is measured first, quickly
-(`penstock doctor --measure` does it thoroughly).
+Nothing is computed and nothing is written beside the input. The time is what it took to read the rows here, and that of
+the engine, simulated step by step with what this machine was measured to take. Where no profile of the model is kept
+yet, one is measured first, quickly (`penstock doctor --measure` does it thoroughly).
 
 exit codes: 0 planned; 2 refused, nothing done; 3 the measuring failed
 """
@@ -84,7 +85,9 @@ def _plan(flags: argparse.Namespace) -> int:
     setup = CheckpointModel(checkpoint, settings).setup(settings.seed or 0)
     with tempfile.TemporaryDirectory(prefix="penstock-plan-") as folder:
         planning = Planning(flags.input, setup, "only looked at", num_cores(), lambda rows: None)
+        started_s = time.monotonic()
         plan, lost = make_plan(Path(folder) / "plan", planning)
+        reading_s = time.monotonic() - started_s
         with closing(plan):
             outlook = look_ahead(
                 plan,
@@ -92,6 +95,7 @@ def _plan(flags: argparse.Namespace) -> int:
                 terms=Terms(checkpoint.spec, resolved.config, profile),
                 setup=setup,
                 price=Price(flags.price_per_hour, flags.watts),
+                reading_s=reading_s,
             )
     if lost:
         _tell(f"a process that tokenized died; its {lost} rows are not in these numbers")

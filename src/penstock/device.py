@@ -71,7 +71,7 @@ def open_device(
         decoder, cache, device=config.device, query_rows=selection.query_rows, needs_zeros=selection.needs_zeros
     )
     why_not = _why_not_exact(selection, config.device)
-    if why_not is None:
+    if why_not is None and selection.why_not_native is not None:  # ours are exact by their making, whatever the shape
         with torch.inference_mode():
             why_not = find_inexact_product(selection.kernels.linear, linear_weights(weights))
     return OpenedDevice(executor, numerics_signature(selection, config), why_not)

@@ -59,12 +59,6 @@ class Forecast:
         """The seconds expected."""
         return self.simulated.seconds
 
-    @property
-    def optimal_share(self) -> float | None:
-        """What part of the time is needed at least on this machine."""
-        least = self.simulated.optimal_s
-        return least / self.seconds if least is not None and self.seconds else None
-
 
 class Limits(NamedTuple):
     """How much of a job to simulate: work in all, about, in so many windows of multiples of `least_rows` rows."""

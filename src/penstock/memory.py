@@ -87,7 +87,7 @@ def footprint(spec: DecoderSpec, shape: Shape, *, process_bytes: int, peak_bytes
         peak=peak_bytes,
         weights=weights,
         loading=loading,
-        workspace=max(_step_bytes(spec, shape) + _logits_bytes(spec, shape), _probe_bytes(spec, shape)),
+        workspace=_workspace(spec, shape),
         block=block_kv + TOKEN_BYTES * shape.block_tokens,
         block_kv=block_kv,
         fewest_blocks=-(-fewest_tokens // shape.block_tokens),
@@ -162,6 +162,12 @@ def _small_bytes(spec: DecoderSpec, element_bytes: int) -> int:
 # --- working memory ---------------------------------------------------------------------------------------------
 
 
+def _workspace(spec: DecoderSpec, shape: Shape) -> int:
+    """The largest step; kernels that are not ours are tried first."""
+    step = _step_bytes(spec, shape) + _logits_bytes(spec, shape)
+    return step if shape.is_native else max(step, _probe_bytes(spec, shape))
+
+
 def _step_bytes(spec: DecoderSpec, shape: Shape) -> int:
     """The layers of a step of `token_budget` tokens, and its tables of blocks."""
     rows = _round_up(shape.token_budget, 64)
@@ -202,7 +208,7 @@ def _logits_bytes(spec: DecoderSpec, shape: Shape) -> int:
 def _probe_bytes(spec: DecoderSpec, shape: Shape) -> int:
     """Trying whether products are row-exact: the widest one three times, on 64 rows, and compared."""
     widest = max(spec.vocab, *(linear.out for linear in layer_linears(spec)))
-    return 5 * 64 * widest * shape.element_bytes + (0 if shape.is_native else _reference_fixed_bytes(spec, shape))
+    return 5 * 64 * widest * shape.element_bytes + _reference_fixed_bytes(spec, shape)
 
 
 def _round_up(number: int, unit: int) -> int:

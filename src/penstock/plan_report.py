@@ -20,7 +20,7 @@ def describe_outlook(outlook: Outlook, profile: Profile) -> list[str]:
 
 def _time(outlook: Outlook, profile: Profile) -> Iterator[tuple[str, str]]:
     found = outlook.forecast
-    yield "time", f"about {duration(found.seconds)}: from {duration(found.low_s)} to {duration(found.high_s)}"
+    yield "time", f"about {duration(outlook.seconds)}: from {duration(outlook.low_s)} to {duration(outlook.high_s)}"
     lengths = "answers have the lengths that the rows ask for"
     if not outlook.is_certain:
         lengths = "answers may end early or late, and that is most of the range"
@@ -28,8 +28,9 @@ def _time(outlook: Outlook, profile: Profile) -> Iterator[tuple[str, str]]:
     if found.simulated_rows < found.rows:
         simulated = f"{found.simulated_rows} of {found.rows} rows were simulated, from start, middle and end"
     yield "", f"{lengths}; {simulated}"
-    yield "", f"by the profile of {profile.measured_at[:10]}; loading the model is not in it"
-    least, share = found.simulated.optimal_s, found.optimal_share
+    reading = f"{duration(outlook.reading_s)} of reading and planning"
+    yield "", f"by the profile of {profile.measured_at[:10]}; {reading} is in it, loading the model is not"
+    least, share = found.simulated.optimal_s, outlook.optimal_share
     if least is None or share is None:
         yield "optimal", "not known: the limits of this machine were not measured"
     else:
@@ -78,12 +79,12 @@ def _advice(outlook: Outlook) -> Iterator[str]:
 def outlook_as_json(outlook: Outlook, profile: Profile) -> dict[str, object]:
     """Every number of it."""
     found = outlook.forecast
-    times = {"seconds": found.seconds, "low_s": found.low_s, "high_s": found.high_s}
+    times = {name: getattr(outlook, name) for name in ("seconds", "low_s", "high_s", "reading_s")}
     return {
         **outlook.totals._asdict(),
         **times,
         **{name: value for name, value in asdict(found.simulated).items() if name != "seconds"},
-        "optimal_share": found.optimal_share,
+        "optimal_share": outlook.optimal_share,
         "is_certain": outlook.is_certain,
         "simulated_rows": found.simulated_rows,
         "hit_share": outlook.hit_share,

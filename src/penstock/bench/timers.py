@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 PARTS = {"linear": "linear", "attention": "attention"}
 OTHER = "other"
-LAYER = "layer"
+LAYERS = "layers"
 
 
 class Layers(Protocol):
@@ -31,8 +31,8 @@ class Layers(Protocol):
 class StepWatch:
     """Times the ops, and keeps the plan of the last step that was submitted.
 
-    Invariant: times of parts do not overlap, as no op of the table calls another one through the table. A layer that
-    is one op is not timed from outside: what runs it says what it spent in each part.
+    Invariant: times of parts do not overlap, as no op of the table calls another one through the table. Layers that
+    are one op are not timed from outside: what runs them says what it spent in each part.
     """
 
     def __init__(self) -> None:
@@ -49,7 +49,7 @@ class StepWatch:
         """The same ops, timed."""
         self._layers = native
         ops = {
-            name: op if op is None or (name == LAYER and native is not None) else self._timed(name, op)
+            name: op if op is None or (name == LAYERS and native is not None) else self._timed(name, op)
             for name, op in kernels._asdict().items()
         }
         return type(kernels)(**ops)

@@ -135,6 +135,7 @@ class Outlook:
         totals: the plan's numbers; forecast: what it will take; advice: what would help most, best first.
         kv_bytes: what the job's keys and values take at most at once; kv_memory_bytes: what they may take.
         is_certain: whether answers have exactly the lengths expected.
+        reading_s: what it took to read the rows and put them in order, which a run does too before its first row.
     """
 
     totals: PlanTotals
@@ -144,6 +145,28 @@ class Outlook:
     kv_memory_bytes: int
     is_certain: bool
     price: Price
+    reading_s: float
+
+    @property
+    def seconds(self) -> float:
+        """The seconds expected, from the first look at the input to the last answer."""
+        return self.reading_s + self.forecast.seconds
+
+    @property
+    def low_s(self) -> float:
+        """The least of them to be reckoned with."""
+        return self.reading_s + self.forecast.low_s
+
+    @property
+    def high_s(self) -> float:
+        """The most of them."""
+        return self.reading_s + self.forecast.high_s
+
+    @property
+    def optimal_share(self) -> float | None:
+        """What part of the time is needed at least on this machine."""
+        least = self.forecast.simulated.optimal_s
+        return least / self.seconds if least is not None and self.seconds else None
 
     @property
     def hit_share(self) -> float:
@@ -155,16 +178,18 @@ class Outlook:
     @property
     def money(self) -> float | None:
         """What the machine costs for that long."""
-        return None if self.price.per_hour is None else self.price.per_hour * self.forecast.seconds / 3600
+        return None if self.price.per_hour is None else self.price.per_hour * self.seconds / 3600
 
     @property
     def energy_kwh(self) -> float | None:
         """What it draws meanwhile, in kilowatt-hours."""
-        return None if self.price.watts is None else self.price.watts * self.forecast.seconds / 3.6e6
+        return None if self.price.watts is None else self.price.watts * self.seconds / 3.6e6
 
 
-def look_ahead(plan: PlanFile, input_file: Path, *, terms: Terms, setup: Setup, price: Price) -> Outlook:
-    """Forecast a planned job and look for what would help it."""
+def look_ahead(
+    plan: PlanFile, input_file: Path, *, terms: Terms, setup: Setup, price: Price, reading_s: float
+) -> Outlook:
+    """Forecast a job, planned in `reading_s` seconds, and look for what would help it."""
     job = PlannedJob(plan, input_file)
     try:
         found = forecast(job.outlines, job.load, terms, is_certain=job.is_certain)
@@ -176,6 +201,7 @@ def look_ahead(plan: PlanFile, input_file: Path, *, terms: Terms, setup: Setup, 
             kv_memory_bytes=terms.config.kv_memory_bytes,
             is_certain=job.is_certain,
             price=price,
+            reading_s=reading_s,
         )
     finally:
         job.close()

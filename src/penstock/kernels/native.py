@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -42,7 +42,7 @@ _SIGNATURES: dict[str, tuple[type | None, tuple[type, ...]]] = {
     "penstock_linear": (INT, (ADDRESS, ADDRESS)),
     "penstock_prepare": (INT, (ADDRESS, ADDRESS)),
     "penstock_attention": (INT, (ADDRESS, ADDRESS, COUNT)),
-    "penstock_layer": (INT, (ADDRESS, ADDRESS)),
+    "penstock_layers": (INT, (ADDRESS, ADDRESS, COUNT, ADDRESS)),
     "penstock_draw_bytes": (COUNT, ()),
     "penstock_draw": (INT, (ADDRESS, ADDRESS)),
     "penstock_layer_seconds": (INT, (ADDRESS, ADDRESS)),
@@ -147,26 +147,32 @@ class Native:
         self._call("penstock_attention", ctypes.addressof(sets), len(sets))
         return out
 
-    def layer(
+    def layers(
         self,
-        x: Tensor,
-        weights: LayerWeights,
+        weights: Sequence[LayerWeights],
         *,
         spec: DecoderSpec,
-        rows: LayerRows,
-        keys: Tensor,
-        values: Tensor,
+        keys: Sequence[Tensor],
+        values: Sequence[Tensor],
         scoring: Scoring = PLAIN,
-    ) -> Tensor:
-        """A whole decoder layer on x [rows, hidden]: the same tensor, changed."""
-        made = structs.layer(x, weights, rows, keys, values, spec=spec)
-        stride = weights.qkv.shape[0]
-        sets = structs.attention_sets(
-            rows.tiles, keys, values, scoring, step_rows=x.shape[0], heads=spec.heads, query_stride=stride
-        )
-        made.sets, made.num_sets = ctypes.addressof(sets), len(sets)
-        self._call("penstock_layer", ctypes.byref(made))
-        return x
+    ) -> Callable[[Tensor, LayerRows], Tensor]:
+        """All decoder layers over their keys and values, as one call a step that changes x [rows, hidden]."""
+        each = zip(weights, keys, values, strict=True)
+        made = (structs.Layer * len(weights))(*(structs.layer(w, k, v, scoring, spec=spec) for w, k, v in each))
+        held = weights, tuple(keys), tuple(values), scoring  # the structs hold addresses only
+
+        def run(x: Tensor, rows: LayerRows) -> Tensor:
+            (first, *_), stride = held[1], weights[0].qkv.shape[0]
+            if x.dtype != first.dtype:
+                raise ValueError(f"x is {x.dtype} and keys are {first.dtype}")
+            sets = structs.attention_sets(
+                rows.tiles, first, held[2][0], scoring, step_rows=x.shape[0], heads=spec.heads, query_stride=stride
+            )
+            brought = structs.step(x, rows, sets)
+            self._call("penstock_layers", ctypes.addressof(made), len(made), ctypes.addressof(brought))
+            return x
+
+        return run
 
     def draw(self, logits: Tensor, samples: Sequence[SampleAt]) -> list[Draw]:
         """As sampling.draw_all."""
@@ -229,7 +235,7 @@ def open_native(*, dtype: str, threads: int, max_isa: str | None = None, library
     except (OSError, AttributeError) as error:
         return Opened(None, f"{library.name} cannot be loaded: {error}; install penstock again")
     sizes = loaded.penstock_layer_bytes(), loaded.penstock_draw_bytes()
-    if sizes != (ctypes.sizeof(structs.Layer), ctypes.sizeof(native_draw.NativeDraw)):
+    if sizes != (structs.LAYER_BYTES, ctypes.sizeof(native_draw.NativeDraw)):
         return Opened(None, f"{library.name} was built from other sources; install penstock again")
     isa = ISAS[loaded.penstock_best_isa(ISAS.index(max_isa) if max_isa else len(ISAS))]
     return Opened(Native(loaded, isa=isa, threads=threads), None)

@@ -65,10 +65,23 @@ class Layer(ctypes.Structure):
     _fields_ = [
         ("qkv", Product),
         ("heads", Heads),
-        ("sets", ADDRESS),
-        ("num_sets", COUNT),
         *((name, Product) for name in ("out", "gate_up", "down")),
+        ("sinks", ADDRESS),
+        ("window", COUNT),
+        ("cap", ctypes.c_float),
     ]
+
+
+class Step(ctypes.Structure):
+    """`Step` in native/ops.h."""
+
+    _fields_ = [
+        *((name, ADDRESS) for name in ("x", "cosine", "sine", "blocks", "offsets", "sets")),
+        *((name, COUNT) for name in ("num_sets", "rows")),
+    ]
+
+
+LAYER_BYTES = sum(map(ctypes.sizeof, (Layer, Step, Attention)))  # as penstock_layer_bytes says
 
 
 class Preparation(NamedTuple):
@@ -140,30 +153,33 @@ def attention_sets(
     return sets
 
 
-def placement(weights: LayerWeights, rows: LayerRows, keys: Tensor, values: Tensor, *, spec: DecoderSpec) -> Heads:
-    """The norms, rotation and storing of heads, without the address of the heads."""
-    made = Heads(blocks=address(rows.blocks), offsets=address(rows.offsets), keys=address(keys), values=address(values))
+def layer(weights: LayerWeights, keys: Tensor, values: Tensor, scoring: Scoring, *, spec: DecoderSpec) -> Layer:
+    """A layer, but for what a step brings; the library has memory for what is between its products."""
+    dtype, eps = keys.dtype, spec.norm_eps
+    norm = RMS_NORM if spec.norm == "rms" else LAYER_NORM
+    activation = Preparation(SWIGLU if spec.mlp == "swiglu" else GELU_TANH)
+    made = Layer(heads=_heads(weights, keys, values, spec=spec))
+    made.qkv = product(0, weights.qkv, Preparation(norm, weights.attention_norm, eps), dtype=dtype)
+    made.out = product(0, weights.out, dtype=dtype)
+    made.gate_up = product(0, weights.gate_up, Preparation(norm, weights.mlp_norm, eps), dtype=dtype)
+    made.down = product(0, weights.down, activation, dtype=dtype)
+    made.window, made.cap, made.sinks = scoring.window or 0, scoring.cap or 0.0, address(scoring.sinks)
+    return made
+
+
+def _heads(weights: LayerWeights, keys: Tensor, values: Tensor, *, spec: DecoderSpec) -> Heads:
+    made = Heads(keys=address(keys), values=address(values))
     if weights.q_norm is not None and weights.k_norm is not None:
         made.q_scale, made.k_scale = address(weights.q_norm.weight), address(weights.k_norm.weight)
-    if rows.cosine is not None:
-        made.cosine, made.sine = address(rows.cosine), address(rows.sine)
-    made.rows, made.heads, made.kv_heads, made.width = rows.blocks.shape[0], spec.heads, spec.kv_heads, spec.head_dim
+    made.heads, made.kv_heads, made.width = spec.heads, spec.kv_heads, spec.head_dim
     made.block_tokens, made.eps, made.type = keys.shape[2], spec.norm_eps, TYPES[keys.dtype]
     return made
 
 
-def layer(
-    x: Tensor, weights: LayerWeights, rows: LayerRows, keys: Tensor, values: Tensor, *, spec: DecoderSpec
-) -> Layer:
-    """A layer that changes x [rows, hidden]; the library has memory for what is between its products."""
-    count, eps = x.shape[0], spec.norm_eps
-    norm = RMS_NORM if spec.norm == "rms" else LAYER_NORM
-    activation = Preparation(SWIGLU if spec.mlp == "swiglu" else GELU_TANH)
-    made = Layer(heads=placement(weights, rows, keys, values, spec=spec))
-    made.qkv = product(count, weights.qkv, Preparation(norm, weights.attention_norm, eps), dtype=x.dtype)
-    made.out = product(count, weights.out, dtype=x.dtype)
-    made.gate_up = product(count, weights.gate_up, Preparation(norm, weights.mlp_norm, eps), dtype=x.dtype)
-    made.down = product(count, weights.down, activation, dtype=x.dtype)
-    made.qkv.x = made.gate_up.x = address(x)
-    made.out.residual = made.out.out = made.down.residual = made.down.out = address(x)
+def step(x: Tensor, rows: LayerRows, sets: ctypes.Array[Attention]) -> Step:
+    """What a step brings to layers that change x [rows, hidden]."""
+    made = Step(x=address(x), blocks=address(rows.blocks), offsets=address(rows.offsets), rows=x.shape[0])
+    if rows.cosine is not None:
+        made.cosine, made.sine = address(rows.cosine), address(rows.sine)
+    made.sets, made.num_sets = ctypes.addressof(sets), len(sets)
     return made

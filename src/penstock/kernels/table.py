@@ -70,20 +70,25 @@ class Attention(Protocol):
     ) -> Tensor: ...
 
 
-class Layer(Protocol):
-    """A whole decoder layer: x [rows, hidden] to the same shape, x itself perhaps; writes its keys and values."""
+RunLayers = Callable[[Tensor, LayerRows], Tensor]
+
+
+class Layers(Protocol):
+    """All decoder layers over their keys and values, made ready once.
+
+    Gives a function that takes x [rows, hidden] and a step's rows through all of them, to the same shape, x itself
+    perhaps, and writes keys and values.
+    """
 
     def __call__(
         self,
-        x: Tensor,
-        weights: LayerWeights,
+        weights: Sequence[LayerWeights],
         *,
         spec: DecoderSpec,
-        rows: LayerRows,
-        keys: Tensor,
-        values: Tensor,
+        keys: Sequence[Tensor],
+        values: Sequence[Tensor],
         scoring: Scoring = PLAIN,
-    ) -> Tensor: ...
+    ) -> RunLayers: ...
 
 
 class Binary(Protocol):
@@ -105,7 +110,7 @@ class DrawAll(Protocol):
 
 
 class Kernels(NamedTuple):
-    """An implementation of every op; `layer` is None where a layer is composed of the others."""
+    """An implementation of every op; `layers` is None where a layer is composed of the others."""
 
     pack: Pack
     embed: Embed
@@ -118,7 +123,7 @@ class Kernels(NamedTuple):
     multiply: Binary
     silu: Unary
     gelu_tanh: Unary
-    layer: Layer | None
+    layers: Layers | None
     draw: DrawAll
 
 
@@ -168,7 +173,7 @@ TABLE: dict[str, tuple[Implementation, ...]] = {
     "multiply": (Implementation("reference", reference.multiply, BOTH, BOTH),),
     "silu": (Implementation("reference", exact.silu, BOTH, BOTH),),
     "gelu_tanh": (Implementation("reference", exact.gelu_tanh, BOTH, BOTH),),
-    "layer": (_native(Native.layer), Implementation("composed", None, BOTH, BOTH)),
+    "layers": (_native(Native.layers), Implementation("composed", None, BOTH, BOTH)),
     "draw": (_native(Native.draw), Implementation("reference", draw_all, BOTH, BOTH)),
 }
 

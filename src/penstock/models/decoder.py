@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from penstock.kernels.reference import AttentionTiles, LayerRows
-from penstock.kernels.table import Kernels
+from penstock.kernels.table import Kernels, RunLayers
 from penstock.kv import KVCache
 from penstock.models.rotary import RotaryTable
 from penstock.models.spec import DecoderSpec
@@ -44,6 +45,7 @@ class Decoder:
 
     def __init__(self, spec: DecoderSpec, weights: DecoderWeights, kernels: Kernels) -> None:
         self.spec = spec
+        self._ready: tuple[KVCache, RunLayers] | None = None
         self._weights = weights
         self._kernels = kernels
         self._rotary = (
@@ -58,8 +60,7 @@ class Decoder:
         if self._weights.positions is not None:
             x = self._kernels.add(x, self._weights.positions[step.positions])
         rows = self._rows(step)
-        for number, layer in enumerate(self._weights.layers):
-            x = self._layer(x, layer, rows=rows, number=number, cache=cache)
+        x = self._layers_over(cache)(x, rows)
         final = self._norm(x[step.sampled], self._weights.final_norm)
         return self._kernels.linear(final, self._weights.head, wide=True)
 
@@ -71,12 +72,23 @@ class Decoder:
         cosine, sine = self._rotary.at(step.positions) if self._rotary is not None else (None, None)
         return LayerRows(cosine, sine, step.blocks, step.offsets, step.tiles)
 
-    def _layer(self, x: Tensor, layer: LayerWeights, *, rows: LayerRows, number: int, cache: KVCache) -> Tensor:
-        if self._kernels.layer is not None:
-            keys, values = cache.keys[number], cache.values[number]
-            return self._kernels.layer(x, layer, spec=self.spec, rows=rows, keys=keys, values=values)
-        x = self._kernels.add(x, self._attend(x, layer, place=rows, number=number, cache=cache))
-        return self._kernels.add(x, self._mlp(x, layer))
+    def _layers_over(self, cache: KVCache) -> RunLayers:
+        """The layers, made ready for a cache when it is first seen."""
+        if self._ready is None or self._ready[0] is not cache:
+            self._ready = cache, self._native_layers(cache) or partial(self._composed_layers, cache)
+        return self._ready[1]
+
+    def _native_layers(self, cache: KVCache) -> RunLayers | None:
+        if self._kernels.layers is None:
+            return None
+        keys, values = ([part[n] for n in range(self.spec.layers)] for part in (cache.keys, cache.values))
+        return self._kernels.layers(self._weights.layers, spec=self.spec, keys=keys, values=values)
+
+    def _composed_layers(self, cache: KVCache, x: Tensor, rows: LayerRows) -> Tensor:
+        for number, layer in enumerate(self._weights.layers):
+            x = self._kernels.add(x, self._attend(x, layer, place=rows, number=number, cache=cache))
+            x = self._kernels.add(x, self._mlp(x, layer))
+        return x
 
     def _attend(self, x: Tensor, layer: LayerWeights, *, place: LayerRows, number: int, cache: KVCache) -> Tensor:
         spec, kernels = self.spec, self._kernels

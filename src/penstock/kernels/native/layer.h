@@ -8,7 +8,7 @@ namespace penstock {
 // Attention for `count` sets of tiles.
 void attend(Context& context, Attention* sets, int64_t count);
 
-// A decoder layer. Fills in where the library's own memory goes between the kernels.
-void run_layer(Context& context, Layer& layer);
+// Decoder layers, one after the other.
+void run_layers(Context& context, const Layer* layers, int64_t count, const Step& step);
 
 }  // namespace penstock

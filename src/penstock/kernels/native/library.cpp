@@ -44,8 +44,8 @@ int guarded(Context* context, Body&& body) {
 
 }  // namespace
 
-// So that a library that was built from other sources is found out: the largest struct, which holds the others.
-PENSTOCK_API int64_t penstock_layer_bytes() { return sizeof(Layer); }
+// So that a library that was built from other sources is found out: the structs that hold the others.
+PENSTOCK_API int64_t penstock_layer_bytes() { return sizeof(Layer) + sizeof(Step) + sizeof(Attention); }
 
 PENSTOCK_API int penstock_best_isa(int cap) { return best_isa(cap); }
 
@@ -91,8 +91,8 @@ PENSTOCK_API int penstock_attention(Context* context, Attention* sets, int64_t c
     return guarded(context, [&] { attend(*context, sets, count); });
 }
 
-PENSTOCK_API int penstock_layer(Context* context, Layer* layer) {
-    return guarded(context, [&] { run_layer(*context, *layer); });
+PENSTOCK_API int penstock_layers(Context* context, const Layer* layers, int64_t count, const Step* step) {
+    return guarded(context, [&] { run_layers(*context, layers, count, *step); });
 }
 
 PENSTOCK_API int64_t penstock_draw_bytes() { return sizeof(Draw); }

@@ -71,13 +71,23 @@ struct Attention {
     int64_t state_floats() const { return ceil_div(width, PANEL) * PANEL + 16; }
 };
 
-// A decoder layer, in the order in which it runs.
+// A decoder layer, in the order in which it runs: its parameters, its keys and values. What a step brings is left open.
 struct Layer {
     Product qkv;
     Heads heads;
-    Attention* sets;
-    int64_t num_sets;
     Product out, gate_up, down;
+    const float* sinks;  // these three as in Attention
+    int64_t window;
+    float cap;
+};
+
+// What a step brings to every layer: x [rows, hidden], which they change; the rest as in Heads and Attention.
+struct Step {
+    void* x;
+    const float *cosine, *sine;
+    const int64_t *blocks, *offsets;
+    Attention* sets;
+    int64_t num_sets, rows;
 };
 
 // A token to be drawn from a row of logits, and what came of it.
