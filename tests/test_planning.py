@@ -254,3 +254,15 @@ def test_many_priorities_are_no_trouble(path: Path) -> None:
     plan, _ = make_plan(path.with_suffix(".plan"), asked)
     assert numbers(plan.rows()) == sorted(range(3000), key=lambda n: -((n * 7919) % 3000))
     plan.close()
+
+
+def test_equal_rows_of_several_priorities_are_computed_once_with_the_first_of_them(path: Path) -> None:
+    ranks = [1, 5, 3, 5, None]
+    lines = [line(n, [9, 8, 7], metadata=None if rank is None else {"rank": rank}) for n, rank in enumerate(ranks)]
+    path.write_bytes(b"\n".join([*lines, line(5, [9, 8, 6], metadata={"rank": 9})]))
+    asked = Planning(path, SETUP, "key", 0, lambda rows: None, min_tokens=2, priority="rank")
+    plan, _ = make_plan(path.with_suffix(".plan"), asked)
+    assert {row.row: row.leader for row in plan.rows()} == {0: 1, 1: 1, 2: 1, 3: 1, 4: 1, 5: 5}
+    assert numbers(plan.followers(1)) == [0, 2, 3, 4]
+    assert (plan.totals().equal_rows, plan.totals().rows) == (4, 6)
+    plan.close()

@@ -21,7 +21,7 @@ from penstock.jobs.formats import LineReader
 from penstock.jobs.prefix_picture import OwnRows
 from penstock.planner import TOKEN_BYTES, Forest, Ranks, bucket, guess_tokens
 
-PLAN_VERSION = 1  # of what is in the file and how the order comes from it
+PLAN_VERSION = 2  # of what is in the file and how the order comes from it
 CACHE_KIB = 65536  # of pages in memory; SQLite sorts in pieces of about this size
 ROWS_A_PAGE = 512
 
@@ -211,8 +211,11 @@ class PlanFile:
         forest = Forest(min_tokens=min_tokens)
         if self._db.query("SELECT 1 FROM prompts WHERE priority <> 0 LIMIT 1"):
             self._db.write("CREATE INDEX IF NOT EXISTS by_priority ON prompts (priority)")
-        for (priority,) in self._db.query("SELECT DISTINCT priority FROM prompts ORDER BY priority DESC"):
+        classes = self._db.query("SELECT DISTINCT priority FROM prompts ORDER BY priority DESC")
+        for (priority,) in classes:
             self._place(forest, priority)
+        if len(classes) > 1:
+            self._join_classes()
         rows = dict(self._db.query("SELECT node, count(*) FROM places GROUP BY node"))
         nodes = ((i, forest.parents[i], forest.depths[i], rows.get(i, 0)) for i in range(len(forest.depths)))
         self._db.write_all("INSERT INTO nodes VALUES (?, ?, ?, ?)", nodes)
@@ -249,6 +252,20 @@ class PlanFile:
         )
         columns = "row, node, shared_tokens, prompt_tokens, guess_tokens, samples, leader"
         self._db.write_all(f"INSERT INTO places ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?)", _placed(forest, found))
+
+    def _join_classes(self) -> None:
+        """Rows that ask what a row of a higher priority asks get its answer; each class has a tree of its own."""
+        self._db.write("CREATE TEMP TABLE joined (leader INTEGER PRIMARY KEY, higher INTEGER)")
+        leaders = (
+            "SELECT fingerprint, tokens, row FROM places JOIN prompts USING (row)"
+            " WHERE leader = row AND fingerprint IS NOT NULL ORDER BY fingerprint, tokens, place"
+        )
+        self._db.write_all("INSERT INTO joined VALUES (?, ?)", _joined(self._db.stream(leaders)))
+        self._db.write(
+            "UPDATE places SET leader = (SELECT higher FROM joined WHERE joined.leader = places.leader)"
+            " WHERE leader IN (SELECT leader FROM joined)"
+        )
+        self._db.write("DROP TABLE joined")
 
     def _order(self, forest: Forest, expect: Expect | None) -> None:
         """Write down the order: what cannot be answered first, since it takes no time, then by rank."""
@@ -384,6 +401,16 @@ def _repeated(ids: Iterator[tuple[bytes, int, int]]) -> Iterator[tuple[int, int]
             yield row, first_line
         else:
             first_id, first_line = custom_id, line
+
+
+def _joined(leaders: Iterator[tuple[bytes, bytes, int]]) -> Iterator[tuple[int, int]]:
+    """From (fingerprint, tokens, row) sorted: each row behind the first of its equals, and that first row."""
+    before, first = (b"", b""), 0
+    for fingerprint, tokens, row in leaders:
+        if (fingerprint, tokens) == before:
+            yield row, first
+        else:
+            before, first = (fingerprint, tokens), row
 
 
 def _placed(

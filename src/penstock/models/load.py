@@ -108,6 +108,26 @@ class _Source:
             raise ModelError(f"{', '.join(names)} has values that float16 cannot hold; use bfloat16 or float32")
         return whole
 
+    def linear(
+        self, names: list[str], biases: list[str] | None = None, *, transposed: bool = False, shard_axis: int
+    ) -> Weight:
+        """The named matrices as one weight, packed; what is packed into memory of its own is read where it lies."""
+        bias = None if biases is None else self.joined(biases)
+        if len(names) == 1 and not transposed:
+            lying = self._mapped(names[0])
+            made = self._pack_as_it_lies(lying, bias, shard_axis=shard_axis)
+            if made is not None:
+                drop_mapped(lying)
+                return made
+        return self.pack(dense(self.joined(names, transposed=transposed), bias, shard_axis=shard_axis))
+
+    def _pack_as_it_lies(self, lying: Tensor, bias: Tensor | None, *, shard_axis: int) -> Weight | None:
+        """None: it is not what is wanted yet, or a pack that copies nothing would keep the file mapped."""
+        if lying.dtype != self.dtype or lying.device != self.device:
+            return None
+        made = self.pack(dense(lying, bias, shard_axis=shard_axis))
+        return None if made.format == "dense" else made
+
     def _mapped(self, name: str) -> Tensor:
         """A tensor in its file. The file is opened for each: what was read of it leaves memory with the tensor."""
         try:
@@ -131,16 +151,15 @@ def _decoder(source: _Source, spec: DecoderSpec, names: Names) -> DecoderWeights
 
 def _embedding_and_head(source: _Source, spec: DecoderSpec, *, names: Names) -> tuple[Weight, Weight]:
     """Both [vocab, hidden]; one and the same where they are tied, in the format of the head."""
-    embedding = source.joined([f"{source.prefix}{names.embedding}.weight"])
-    name = f"{names.head}.weight"
+    table, name = f"{source.prefix}{names.embedding}.weight", f"{names.head}.weight"
     if not spec.tied:
-        return dense(embedding), source.pack(dense(source.joined([name]), shard_axis=0))
-    if name in source.stored and not torch.equal(source.joined([name]), embedding):
+        return dense(source.joined([table])), source.linear([name], shard_axis=0)
+    if name in source.stored and not torch.equal(source.joined([name]), source.joined([table])):
         raise ModelError(
             f"config.json ties {name} to the embedding, but the checkpoint has another one; set tie_word_embeddings "
             f"to false to use it, or remove it"
         )
-    head = source.pack(dense(embedding, shard_axis=0))
+    head = source.linear([table], shard_axis=0)
     return head, head
 
 
@@ -149,9 +168,8 @@ def _layer(source: _Source, spec: DecoderSpec, *, names: Names, layer: int) -> L
     layer_norm = spec.norm == "layer"
 
     def linear(parts: tuple[str, ...], *, bias: bool, shard_axis: int) -> Weight:
-        matrix = source.joined([f"{start}{part}.weight" for part in parts], transposed=names.transposed)
-        vector = source.joined([f"{start}{part}.bias" for part in parts]) if bias else None
-        return source.pack(dense(matrix, vector, shard_axis=shard_axis))
+        matrices, biases = ([f"{start}{part}.{kind}" for part in parts] for kind in ("weight", "bias"))
+        return source.linear(matrices, biases if bias else None, transposed=names.transposed, shard_axis=shard_axis)
 
     return LayerWeights(
         attention_norm=_norm(source, start + names.attention_norm, bias=layer_norm),
