@@ -92,8 +92,9 @@ class Contestant:
     @contextmanager
     def _deadline(self) -> Iterator[None]:
         timer = threading.Timer(self._timeout_s, self._give_up)
-        timer.start()
+        timer.daemon = True  # an interrupt may come anywhere, and what waits for it must not keep the process
         try:
+            timer.start()
             yield
         finally:
             timer.cancel()
