@@ -26,12 +26,16 @@ def test_a_bench_that_is_stopped_leaves_no_engine(name: signal.Signals) -> None:
     command = ["bench", "decode", "--model", "demo", "--no-ceilings"]
     bench = subprocess.Popen([sys.executable, "-m", "penstock.cli", *command], stderr=subprocess.PIPE)
     engines: list[int] = []
-    while not engines:
-        time.sleep(0.05)
-        assert bench.poll() is None
-        engines = children(bench.pid)
-    bench.send_signal(name)
-    _, said = bench.communicate(timeout=60)
+    try:
+        while not engines:
+            time.sleep(0.05)
+            assert bench.poll() is None
+            engines = children(bench.pid)
+        bench.send_signal(name)
+        _, said = bench.communicate(timeout=60)
+    finally:
+        bench.kill()  # nothing, where it has ended
+        bench.wait()
     assert bench.returncode == 130
     assert b"Traceback" not in said
     deadline = time.monotonic() + 30

@@ -156,17 +156,19 @@ class Native:
         values: Sequence[Tensor],
         scoring: Scoring = PLAIN,
     ) -> Callable[[Tensor, LayerRows], Tensor]:
-        """All decoder layers over their keys and values, as one call a step that changes x [rows, hidden]."""
+        """All decoder layers over their keys and values, as one call a step that changes x [rows, hidden].
+
+        The structs hold addresses only; the function that is given back keeps the tensors behind them.
+        """
         each = zip(weights, keys, values, strict=True)
         made = (structs.Layer * len(weights))(*(structs.layer(w, k, v, scoring, spec=spec) for w, k, v in each))
-        held = weights, tuple(keys), tuple(values), scoring  # the structs hold addresses only
 
         def run(x: Tensor, rows: LayerRows) -> Tensor:
-            (first, *_), stride = held[1], weights[0].qkv.shape[0]
-            if x.dtype != first.dtype:
-                raise ValueError(f"x is {x.dtype} and keys are {first.dtype}")
+            stride = weights[0].qkv.shape[0]  # of the weights as they are here: their tensors live as long as this
+            if x.dtype != keys[0].dtype:
+                raise ValueError(f"x is {x.dtype} and keys are {keys[0].dtype}")
             sets = structs.attention_sets(
-                rows.tiles, first, held[2][0], scoring, step_rows=x.shape[0], heads=spec.heads, query_stride=stride
+                rows.tiles, keys[0], values[0], scoring, step_rows=x.shape[0], heads=spec.heads, query_stride=stride
             )
             brought = structs.step(x, rows, sets)
             self._call("penstock_layers", ctypes.addressof(made), len(made), ctypes.addressof(brought))

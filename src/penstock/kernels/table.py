@@ -70,6 +70,7 @@ class Attention(Protocol):
     ) -> Tensor: ...
 
 
+# x [rows, hidden] and a step's rows to the same shape.
 RunLayers = Callable[[Tensor, LayerRows], Tensor]
 
 
