@@ -7,13 +7,14 @@ import random
 import pytest
 
 from penstock import forecast as module
-from penstock.forecast import LoadRows, Outline, estimate, forecast, longer, shorter, weight
+from penstock.forecast import LoadRows, estimate, forecast, longer, shorter, weight
+from penstock.outlines import Outline, Outlines, Sums
 from penstock.request import SamplingParams
 from penstock.simulation import SimRow, simulate
 from tests.profiles import terms
 
 
-def job(rows: int, *, seed: int = 0, is_fixed: bool = True) -> tuple[list[Outline], list[SimRow]]:
+def job(rows: int, *, seed: int = 0, is_fixed: bool = True) -> tuple[Outlines, list[SimRow]]:
     """Rows of all lengths that share nothing."""
     draw = random.Random(seed)
     found = []
@@ -21,7 +22,7 @@ def job(rows: int, *, seed: int = 0, is_fixed: bool = True) -> tuple[list[Outlin
         output = draw.randint(2, 12)
         params = SamplingParams(max_tokens=output if is_fixed else 40, ignore_eos=is_fixed, temperature=0.0)
         found.append(SimRow(tuple(range(1000 * number, 1000 * number + draw.randint(4, 40))), output, params))
-    return [Outline(len(r.prompt), len(r.prompt), r.output_tokens) for r in found], found
+    return Outlines(Outline(len(r.prompt), len(r.prompt), r.output_tokens) for r in found), found
 
 
 def loading(rows: list[SimRow]) -> LoadRows:
@@ -77,11 +78,11 @@ def test_answers_that_may_end_early_or_late_make_the_range_wide() -> None:
 
 def test_a_weight_grows_with_what_is_new_and_what_is_drawn() -> None:
     known = terms()
-    assert weight(Outline(8, 8, 0), known) == pytest.approx(8 * 31 / 64)
-    assert weight(Outline(8, 0, 2), known) == pytest.approx(2 * (3.0 + 0.25) / 8)
-    assert weight(Outline(8, 0, 0), known) == 0
+    assert weight(Sums().plus(Outline(8, 8, 0)), known) == pytest.approx(8 * 31 / 64)
+    assert weight(Sums().plus(Outline(8, 0, 2)), known) == pytest.approx(2 * (3.0 + 0.25) / 8)
+    assert weight(Sums().plus(Outline(8, 0, 0)), known) == 0
 
 
 def test_no_rows_take_no_time() -> None:
-    found = forecast([], loading([]), terms(), is_certain=True)
+    found = forecast(Outlines(), loading([]), terms(), is_certain=True)
     assert found.seconds == 0

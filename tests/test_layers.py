@@ -10,7 +10,18 @@ import pytest
 SOURCE = Path(__file__).parent.parent / "src" / "penstock"
 
 WORDS = {"__init__", "errors", "request", "step", "config", "fields", "memory", "protocol", "models.spec"}
-DECISIONS = {"blocks", "cost", "differences", "planner", "prefix", "profile", "scheduler", "sequence", "stops"}
+DECISIONS = {
+    "blocks",
+    "cost",
+    "differences",
+    "outlines",
+    "planner",
+    "prefix",
+    "profile",
+    "scheduler",
+    "sequence",
+    "stops",
+}
 # and models.*, kernels.*
 TENSORS = {"kv", "device", "executor", "pages", "sampling", "tiling", "weights", "tokenizer", "checkpoint"}
 ENGINE = {"engine", "forecast", "intake", "measuring", "profile_store", "simulation"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -10,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from penstock.forecast import Outline
 from penstock.jobs.advice import Advice, advise, texts_of
 from penstock.jobs.outlook import Outlook, PlannedJob, Price, is_fixed, look_ahead
 from penstock.jobs.plan_file import remove_plan
 from penstock.jobs.planning import Planning, make_plan
+from penstock.outlines import Outline, Outlines, Sums
 from penstock.plan_report import describe_outlook, outlook_as_json
 from penstock.protocol import BatchRow, Message, parse_row
 from penstock.request import Request, SamplingParams, TokenSpan
@@ -85,13 +86,29 @@ def test_rows_are_found_again_in_the_order_of_the_plan(tmp_path: Path) -> None:
     plan, _ = make_plan(tmp_path / "plan", Planning(given, Letters(), "key", 0, lambda rows: None))
     with closing(plan):
         job = PlannedJob(plan, given)
-        assert [outline.new_tokens for outline in job.outlines] == [21, 1, 1, 1] * 3
+        assert [job.outlines.sums(n, n + 1).new_tokens for n in range(12)] == [21, 1, 1, 1] * 3
         loaded = job.load(0, 12)
         assert job.load(5, 9) == loaded[5:9]
-        assert [len(r.prompt) for r in loaded] == [outline.prompt_tokens for outline in job.outlines]
+        assert [len(r.prompt) for r in loaded] == [job.outlines.sums(n, n + 1).prompt_tokens for n in range(12)]
         assert {r.params.max_tokens for r in loaded} == {4, 5}
         assert len(job.sample) == 12
         job.close()
+
+
+def test_of_the_rows_that_are_left_new_is_what_none_before_them_has(tmp_path: Path) -> None:
+    draw = random.Random(5)
+    prompts = [[draw.randint(0, 2) for _ in range(draw.randint(1, 8))] for _ in range(60)]
+    given = write_rows(tmp_path / "in.jsonl", [row(f"r{n}", prompt, temperature=1) for n, prompt in enumerate(prompts)])
+    plan, _ = make_plan(tmp_path / "plan", Planning(given, Letters(), "key", 0, lambda rows: None, min_tokens=2))
+    with closing(plan):
+        for share in (0.0, 0.3, 0.9):
+            done = [draw.random() < share for _ in prompts]
+            job = PlannedJob(plan, given, is_done=done.__getitem__)
+            left = [prompt for prompt, is_done in zip(prompts, done, strict=True) if not is_done]
+            assert job.outlines.total.prompt_tokens == sum(map(len, left))
+            assert job.outlines.total.new_tokens == len({tuple(p[:end]) for p in left for end in range(1, len(p) + 1)})
+            assert job.repeated.rows == len(left) - len({tuple(prompt) for prompt in left})
+            job.close()
 
 
 @pytest.mark.parametrize(
@@ -157,10 +174,10 @@ def test_an_empty_job_needs_nothing(tmp_path: Path) -> None:
 
 def test_advice_is_the_best_three_of_what_is_worth_telling() -> None:
     class Job:
-        equal_unmerged_rows = 0
+        repeated = Sums()
 
         def __init__(self) -> None:
-            self.outlines = [Outline(40, 40, 2)] * 16
+            self.outlines = Outlines([Outline(40, 40, 2)] * 16)
             self.sample: list[BatchRow] = []
 
         def load(self, first: int, last: int) -> list[SimRow]:

@@ -8,9 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from penstock.forecast import Outline
 from penstock.jobs.loading import Loaded
-from penstock.jobs.outlook import Outlines
 from penstock.jobs.stopping import StopSignals
 from penstock.jobs.store import Store
 from penstock.jobs.timeline import histories
@@ -67,13 +65,3 @@ def test_a_model_that_was_not_measured_is_not_predicted(tmp_path: Path) -> None:
     run_job(job_at(tmp_path), ToyModel())
     with closing(Store.look(job_at(tmp_path).path)) as store:
         assert [history.prediction for history in histories(store)] == [None]
-
-
-def test_outlines_are_a_list_in_less_room() -> None:
-    outlines = Outlines()
-    for n in range(5):
-        outlines.add(Outline(n, n + 1, n + 2))
-    assert list(outlines) == [Outline(n, n + 1, n + 2) for n in range(5)]
-    assert outlines[1:3] == [Outline(1, 2, 3), Outline(2, 3, 4)]
-    with pytest.raises(IndexError):
-        outlines[5]

@@ -5,17 +5,18 @@ consecutive rows, at the start, in the middle and at the end. Each window is run
 what the second half added, for each unit of weight (what a row takes by its lengths alone), has neither the start nor
 the end of a job in it. The job is the first window, and the rest of its weight at the mean of these rates.
 One idea: weights are known for every row and cheap, rates differ little; so the product is exact where it matters.
+A weight is linear in a row's lengths, so that of any number of rows comes from the sums of theirs (`outlines.py`).
 """
 
 from __future__ import annotations
 
 import math
 import statistics
-from array import array
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import NamedTuple
 
+from penstock.outlines import Outlines, Sums
 from penstock.profile import Work
 from penstock.simulation import SimRow, Simulated, Terms, simulate
 
@@ -24,14 +25,6 @@ NUM_WINDOWS = 3
 GENERATIONS = 2  # of rows that run at once, in a window: one a half, for rows of one length end together
 LEAST_ERROR = 0.1  # what a machine differs from itself, from day to day
 LENGTH_FACTOR = 4  # a guessed answer may be so many times shorter, or longer up to its max_tokens
-
-
-class Outline(NamedTuple):
-    """A row's lengths in the order of the plan: its prompt, what of it is new, and all of its answers."""
-
-    prompt_tokens: int
-    new_tokens: int
-    output_tokens: int
 
 
 LoadRows = Callable[[int, int], list[SimRow]]
@@ -77,7 +70,7 @@ class Estimate(NamedTuple):
 
 
 def forecast(
-    outlines: Sequence[Outline], load: LoadRows, terms: Terms, *, is_certain: bool, limits: Limits | None = None
+    outlines: Outlines, load: LoadRows, terms: Terms, *, is_certain: bool, limits: Limits | None = None
 ) -> Forecast:
     """Predict a job from its rows' lengths; `load(first, last)` gives the rows themselves, in the same order.
 
@@ -116,20 +109,22 @@ def _changed(load: LoadRows, change: Callable[[SimRow], SimRow]) -> LoadRows:
     return lambda first, last: [change(row) for row in load(first, last)]
 
 
-def estimate(outlines: Sequence[Outline], load: LoadRows, terms: Terms, limits: Limits | None = None) -> Estimate:
+def estimate(outlines: Outlines, load: LoadRows, terms: Terms, limits: Limits | None = None) -> Estimate:
     """Simulate a job, or windows of it."""
     limits = limits or Limits(MOST_WORK, NUM_WINDOWS, GENERATIONS * terms.config.max_sequences)
-    amounts = array("d", (_amount(outline, terms) for outline in outlines))
-    windows = _windows(amounts, limits)
-    if sum(amounts) <= limits.work or windows == [(0, len(outlines))]:
+    windows = _windows(outlines, terms, limits)
+    if _amount(outlines.total, terms) <= limits.work or windows == [(0, len(outlines))]:
         return Estimate(simulate(load(0, len(outlines)), terms), 0.0, len(outlines))
-    weights = array("d", (weight(outline, terms) for outline in outlines))
-    runs = [_run(load(*window), weights[slice(*window)], terms) for window in windows]
+    halves = [(first + (last - first) // 2, last) for first, last in windows]
+    runs = [
+        _run(load(*window), weight(outlines.sums(*half), terms), terms)
+        for window, half in zip(windows, halves, strict=True)
+    ]
     rates = [run.rates for run in runs]
-    rest = sum(weights) - sum(weights[slice(*windows[0])])
+    rest = weight(outlines.total, terms) - weight(outlines.sums(*windows[0]), terms)
     mean = [statistics.fmean(values) for values in zip(*rates, strict=True)]
     whole = _from_numbers([a + rest * b for a, b in zip(_numbers(runs[0].whole), mean, strict=True)], runs)
-    counted = _count_tokens(whole, outlines, [(first + (last - first) // 2, last) for first, last in windows], runs)
+    counted = _count_tokens(whole, outlines, halves, runs)
     return Estimate(counted, _spread([rate[0] for rate in rates]), sum(last - first for first, last in windows))
 
 
@@ -141,59 +136,58 @@ def _spread(values: Sequence[float]) -> float:
 
 
 def _count_tokens(
-    whole: Simulated, outlines: Sequence[Outline], halves: Sequence[tuple[int, int]], runs: Sequence[_Run]
+    whole: Simulated, outlines: Outlines, halves: Sequence[tuple[int, int]], runs: Sequence[_Run]
 ) -> Simulated:
     """Tokens are known better than by weight: answers by their lengths, prompts by what of them is new.
 
     What was computed again, or found beyond what is shared with the row before, is taken from the windows.
     """
-
-    def new(first: int, last: int) -> int:
-        return sum(outline.new_tokens for outline in outlines[first:last])
-
+    total = outlines.total
     prefilled = sum(run.added_prompt_tokens for run in runs)
-    computed = round(prefilled / max(1, sum(new(*half) for half in halves)) * new(0, len(outlines)))
-    output = sum(outline.output_tokens for outline in outlines)
-    cached = max(0, sum(outline.prompt_tokens for outline in outlines) - computed)
-    return replace(whole, computed_tokens=computed + output - len(outlines), cached_tokens=cached, output_tokens=output)
+    computed = round(prefilled / max(1, sum(outlines.sums(*half).new_tokens for half in halves)) * total.new_tokens)
+    return replace(
+        whole,
+        computed_tokens=computed + total.output_tokens - total.rows,
+        cached_tokens=max(0, total.prompt_tokens - computed),
+        output_tokens=total.output_tokens,
+    )
 
 
-def _amount(outline: Outline, terms: Terms) -> float:
-    """What a row takes to simulate: a chunk for each of its tokens drawn, and for each piece of its prompt."""
-    return outline.output_tokens + 1 + outline.new_tokens / terms.config.token_budget
+def _amount(sums: Sums, terms: Terms) -> float:
+    """What rows take to simulate: a chunk for each of their tokens drawn, and for each piece of their prompts."""
+    return sums.output_tokens + sums.rows + sums.new_tokens / terms.config.token_budget
 
 
-def weight(outline: Outline, terms: Terms) -> float:
-    """What a row takes by its lengths alone, in full steps: seconds, about."""
+def weight(sums: Sums, terms: Terms) -> float:
+    """What rows take by their lengths alone, in full steps: seconds, about."""
     profile, sequences = terms.profile, terms.config.max_sequences
     budget = terms.config.token_budget
-    context = outline.prompt_tokens + outline.output_tokens // 2
     none = Work(*[0] * len(Work._fields))
     prefill = profile.seconds(none._replace(tokens=budget)) / budget
-    counts = dict.fromkeys(("tokens", "samples", "chunks"), sequences)
-    decode = profile.seconds(none._replace(**counts, reads=sequences * context)) / sequences
-    return outline.new_tokens * prefill + outline.output_tokens * decode
+    decode = profile.seconds(none._replace(tokens=sequences, samples=sequences, chunks=sequences)) / sequences
+    read = profile.prices.reads
+    return sums.new_tokens * prefill + sums.output_tokens * decode + sums.read_tokens * read
 
 
-def _windows(amounts: Sequence[float], limits: Limits) -> list[tuple[int, int]]:
+def _windows(outlines: Outlines, terms: Terms, limits: Limits) -> list[tuple[int, int]]:
     """Ranges of rows spread over the job, the last one at its end; fewer where they would touch."""
-    rows, number = len(amounts), limits.windows
+    rows, number = len(outlines), limits.windows
     part = rows // number
     if number > 1 and part < limits.least_rows:
-        return _windows(amounts, limits._replace(windows=1))
+        return _windows(outlines, terms, limits._replace(windows=1))
     most = limits.work / (1.5 * number)
-    found = [(at * part, at * part + _reach(amounts, at * part, most, limits.least_rows)) for at in range(number)]
+    found = [(n * part, n * part + _reach(outlines, n * part, terms, most, limits.least_rows)) for n in range(number)]
     if number > 1:
         start, end = found[-1]
         found[-1] = (rows - (end - start), rows)
     return [(start, min(end, rows)) for start, end in found]
 
 
-def _reach(amounts: Sequence[float], start: int, most: float, least_rows: int) -> int:
+def _reach(outlines: Outlines, start: int, terms: Terms, most: float, least_rows: int) -> int:
     """How many rows from `start` on have so much work, in whole multiples of `least_rows`."""
     done, count = 0.0, 0
-    while start + count < len(amounts) and (done < most or count % least_rows):
-        done += amounts[start + count]
+    while start + count < len(outlines) and (done < most or count % least_rows):
+        done += _amount(outlines.sums(start + count, start + count + 1), terms)
         count += 1
     return count
 
@@ -206,10 +200,10 @@ class _Run(NamedTuple):
     added_prompt_tokens: int
 
 
-def _run(rows: list[SimRow], weights: Sequence[float], terms: Terms) -> _Run:
+def _run(rows: list[SimRow], added_weight: float, terms: Terms) -> _Run:
     half = len(rows) // 2
     first, whole = simulate(rows[:half], terms), simulate(rows, terms)
-    added = sum(weights[half:]) or 1.0
+    added = added_weight or 1.0
     prompts = _prompt_tokens(whole, len(rows)) - _prompt_tokens(first, half)
     return _Run(whole, [(b - a) / added for a, b in zip(_numbers(first), _numbers(whole), strict=True)], prompts)
 

@@ -4,6 +4,7 @@ A node is one block and the tokens that it holds; its path from the root is all 
 is chosen by namespace (adapter, salt), so sequences that must not share never meet. Knows no tensors and no sequences.
 One idea: full blocks are found by hash and confirmed by token ids (a dict of token tuples does both); where that
 ends, the child with the longest common beginning gives the last few tokens, to be copied. So a match is to the token.
+In the order of their tokens that child is beside the place of the tokens looked for: no other one is looked at.
 
 Why eviction needs no search: whoever uses a block uses all blocks above it, and lets go of the deepest first. So
 the block that has been idle longest never has a child.
@@ -11,6 +12,7 @@ the block that has been idle longest never has a child.
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -21,14 +23,14 @@ from penstock.request import Namespace
 class Node:
     """One block: 1 .. block_tokens token ids. Only a node with a full block has children."""
 
-    __slots__ = ("block", "by_first", "children", "parent", "tokens")
+    __slots__ = ("block", "children", "in_order", "parent", "tokens")
 
     def __init__(self, parent: Node | None, tokens: tuple[int, ...], block: int) -> None:
         self.parent = parent
         self.tokens = tokens
         self.block = block
         self.children: dict[tuple[int, ...], Node] = {}
-        self.by_first: dict[int, list[Node]] = {}
+        self.in_order: list[tuple[int, ...]] = []  # the keys of `children`, sorted
 
 
 class PartOfBlock(NamedTuple):
@@ -76,15 +78,14 @@ class PrefixTree:
                 nodes.append(node)
         last = nodes[-1] if nodes else root
         start = len(nodes) * self._block_tokens
-        return Match(tuple(nodes), self._match_part(last, tokens[start:limit]) if last else None)
+        rest = tuple(tokens[start : min(limit, start + self._block_tokens)])
+        return Match(tuple(nodes), self._match_part(last, rest) if last else None)
 
-    def _match_part(self, node: Node, tokens: Sequence[int]) -> PartOfBlock | None:
-        candidates = node.by_first.get(tokens[0], []) if tokens else []
-        lengths = [(common_length(child.tokens, tokens), child) for child in candidates]
-        if not lengths:
-            return None
-        length, child = max(lengths, key=lambda pair: pair[0])
-        return PartOfBlock(child.block, length)
+    def _match_part(self, node: Node, tokens: tuple[int, ...]) -> PartOfBlock | None:
+        at = bisect_left(node.in_order, tokens)
+        lengths = [(common_length(near, tokens), near) for near in node.in_order[max(0, at - 1) : at + 1]]
+        length, child = max(lengths, default=(0, ()))
+        return PartOfBlock(node.children[child].block, length) if length else None
 
     def insert(self, parent: Node, tokens: tuple[int, ...], *, block: int) -> Node:
         """Record that `block`, used by the caller, holds `tokens` behind `parent`; gives the node that holds them.
@@ -107,7 +108,7 @@ class PrefixTree:
             self._nodes[block] = node
             self._pool.keep(block)
         parent.children[tokens] = node
-        parent.by_first.setdefault(tokens[0], []).append(node)
+        insort(parent.in_order, tokens)
         return node
 
     def evict(self) -> bool:
@@ -123,10 +124,8 @@ class PrefixTree:
 
     def _unlink(self, node: Node) -> None:
         assert node.parent is not None
-        siblings = node.parent.by_first[node.tokens[0]]
-        siblings.remove(node)
-        if not siblings:
-            del node.parent.by_first[node.tokens[0]]
+        in_order = node.parent.in_order
+        del in_order[bisect_left(in_order, node.tokens)]
         del node.parent.children[node.tokens]
 
     def num_blocks(self) -> int:
@@ -139,7 +138,7 @@ class PrefixTree:
             assert node.block == block
             assert node.parent is not None
             assert node.parent.children[node.tokens] is node
-            assert node in node.parent.by_first[node.tokens[0]]
+            assert node.parent.in_order == sorted(node.parent.children)
             assert not node.children or len(node.tokens) == self._block_tokens
             parent_used = node.parent.parent is None or self._pool.num_references(node.parent.block)
             assert parent_used or not self._pool.num_references(block), f"block {block} is used below an idle one"

@@ -14,8 +14,9 @@ from typing import NamedTuple, Protocol
 from penstock.config import EngineConfig, format_bytes
 from penstock.differences import Difference, Text, find_difference, move_line
 from penstock.errors import RowError
-from penstock.forecast import Limits, LoadRows, Outline, estimate, weight
+from penstock.forecast import Limits, LoadRows, estimate, weight
 from penstock.jobs.tokenizing import Setup
+from penstock.outlines import Outlines, Sums
 from penstock.planner import guess_tokens
 from penstock.protocol import BatchRow, Message, Prompt
 from penstock.simulation import SimRow, Simulated, Terms, simulate
@@ -40,10 +41,12 @@ class Advice(NamedTuple):
 class AdvisedJob(Protocol):
     """What is asked of a job (see `PlannedJob`)."""
 
-    equal_unmerged_rows: int
+    @property
+    def repeated(self) -> Sums:
+        """Of the rows that ask what the row before them asks, and are drawn anew all the same."""
 
     @property
-    def outlines(self) -> Sequence[Outline]:
+    def outlines(self) -> Outlines:
         """The lengths of its rows."""
 
     @property
@@ -72,7 +75,7 @@ def advise(job: AdvisedJob, *, terms: Terms, setup: Setup, seconds: float) -> tu
 
 def _settings(job: AdvisedJob, terms: Terms) -> Iterator[_Saving]:
     """The best of each kind of variant of the settings."""
-    if not job.outlines:
+    if not len(job.outlines):
         return
 
     limits = Limits(VARIANT_WORK, 1, ROWS_PER_SEQUENCE * terms.config.max_sequences)
@@ -123,15 +126,13 @@ def _budgets(config: EngineConfig) -> Iterator[tuple[str, EngineConfig]]:
 def _equal_rows(job: AdvisedJob, terms: Terms) -> Iterator[_Saving]:
     """Rows that ask what another asks, but draw at random without a seed: they may not share one answer."""
     random = [row for row in job.sample if row.params.temperature and row.params.seed is None]
-    if not job.equal_unmerged_rows or 2 * len(random) < len(job.sample):
+    if not job.repeated.rows or 2 * len(random) < len(job.sample):
         return
-    weights = [weight(outline, terms) for outline in job.outlines]
-    repeated = sum(w for w, outline in zip(weights, job.outlines, strict=True) if not outline.new_tokens)
     text = (
-        f"{job.equal_unmerged_rows} rows have the prompt of another row and draw at random without a seed; with "
+        f"{job.repeated.rows} rows have the prompt of another row and draw at random without a seed; with "
         "temperature 0 or a seed, equal rows are computed once"
     )
-    yield _Saving(text, repeated / sum(weights))
+    yield _Saving(text, weight(job.repeated, terms) / weight(job.outlines.total, terms))
 
 
 def _messages(sample: Sequence[BatchRow], terms: Terms, setup: Setup) -> Iterator[_Saving]:

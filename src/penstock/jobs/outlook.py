@@ -1,55 +1,30 @@
 """`PlannedJob`: a plan as the forecast needs it, and `Outlook`: all that `penstock plan` says of a job.
 
-Owns the way from a plan's rows to rows that can be simulated. Of each row only lengths are held; the rows that are
-simulated, or looked at as texts, are read again from the plan and the input.
+Owns the way from a plan's rows to rows that can be simulated. Of each row only lengths are held and its place in the
+order; the rows that are simulated, or looked at as texts, are read again from the plan and the input.
 """
 
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple, overload
+from typing import NamedTuple
 
-from penstock.forecast import Forecast, Outline, forecast
+from penstock.forecast import Forecast, forecast
 from penstock.jobs.advice import Advice, advise
 from penstock.jobs.formats import LineReader
-from penstock.jobs.plan_file import PlanFile, PlannedRow, PlanTotals
+from penstock.jobs.plan_file import PlacedRow, PlanFile, PlannedRow, PlanTotals
 from penstock.jobs.tokenizing import Setup
-from penstock.planner import common_tokens, unpack_tokens
+from penstock.outlines import Outline, Outlines, Sums
+from penstock.planner import unpack_tokens
 from penstock.protocol import BatchRow, parse_row
 from penstock.request import SamplingParams
 from penstock.simulation import SimRow, Terms
 
 SAMPLE_ROWS = 200
-
-
-class Outlines(Sequence[Outline]):
-    """The lengths of many rows, in 24 bytes each."""
-
-    def __init__(self) -> None:
-        self._columns = tuple(array("q") for _ in Outline._fields)
-
-    def add(self, outline: Outline) -> None:
-        """Put one at the end."""
-        for column, value in zip(self._columns, outline, strict=True):
-            column.append(value)
-
-    def __len__(self) -> int:
-        return len(self._columns[0])
-
-    @overload
-    def __getitem__(self, at: int) -> Outline: ...
-
-    @overload
-    def __getitem__(self, at: slice) -> list[Outline]: ...
-
-    def __getitem__(self, at: int | slice) -> Outline | list[Outline]:
-        if isinstance(at, slice):
-            return [Outline(*lengths) for lengths in zip(*(column[at] for column in self._columns), strict=True)]
-        return Outline(*(column[at] for column in self._columns))
 
 
 class PlannedJob:
@@ -61,20 +36,18 @@ class PlannedJob:
         self._is_done = is_done
         self._lines = LineReader(input_file)
         self._positions = array("q")
-        self.outlines = Outlines()
-        self.equal_unmerged_rows = 0  # that ask what the row before them asks, and are drawn anew all the same
-        self._read()
+        self.repeated = Sums()  # of the rows that ask what the row before them asks, and are drawn anew all the same
+        self.outlines = Outlines(self._read())
 
-    def _read(self) -> None:
-        before = b""
-        for row in filter(self._is_computed, self._plan.rows()):
-            assert row.tokens is not None
-            shared = common_tokens(before, row.tokens)
-            self.equal_unmerged_rows += row.tokens == before
-            before = row.tokens
-            self._positions.append(row.position)
-            length = row.prompt_tokens
-            self.outlines.add(Outline(length, length - shared, row.expected_tokens * row.samples))
+    def _read(self) -> Iterator[Outline]:
+        """The rows in the order in which they run; what of each is new, in that of the tree, where neighbours are."""
+        tree = _Tree(self._plan.placed_rows(), self._is_done)
+        for position, place, expected_tokens in self._plan.run_order():
+            if tree.samples[place]:
+                self._positions.append(position)
+                outline = Outline(tree.prompts[place], tree.new[place], expected_tokens * tree.samples[place])
+                self.repeated = self.repeated if outline.new_tokens else self.repeated.plus(outline)
+                yield outline
 
     def load(self, first: int, last: int) -> list[SimRow]:
         """The rows number first .. last, as they can be simulated."""
@@ -110,6 +83,25 @@ class PlannedJob:
     def close(self) -> None:
         """Close the input."""
         self._lines.close()
+
+
+class _Tree:
+    """The lengths of prompts by their place (from 1): of each prompt, and of what is new after the one before it.
+
+    Only rows that are computed count; `samples` is 0 for the others.
+    """
+
+    def __init__(self, rows: Iterable[PlacedRow], is_done: Callable[[int], bool]) -> None:
+        self.prompts, self.new, self.samples = (array("i", [0]) for _ in range(3))
+        shared = 0  # with the last prompt that counts: the least of what neighbours share since then
+        for row, leader, prompt_tokens, shared_tokens, samples in rows:
+            shared = min(shared, shared_tokens)
+            is_computed = leader == row and not is_done(row)
+            self.prompts.append(prompt_tokens)
+            self.new.append(prompt_tokens - shared)
+            self.samples.append(samples if is_computed else 0)
+            if is_computed:
+                shared = prompt_tokens
 
 
 def is_fixed(params: SamplingParams) -> bool:

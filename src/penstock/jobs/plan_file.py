@@ -108,6 +108,24 @@ class PlannedRow(NamedTuple):
         return lines.read(self.at, self.size_bytes)
 
 
+class PlacedRow(NamedTuple):
+    """A row in the order of its tokens, and what its prompt has in common with that of the row before it there."""
+
+    row: int
+    leader: int
+    prompt_tokens: int
+    shared_tokens: int
+    samples: int
+
+
+class InOrder(NamedTuple):
+    """Where a row is in the order in which rows run, and by its tokens; the expected length of its answer."""
+
+    position: int
+    place: int
+    expected_tokens: int
+
+
 class PrefixNode(NamedTuple):
     """A prefix of the job: its number, that of the one above (-1: none), its tokens in all, the rows right below it."""
 
@@ -350,6 +368,16 @@ class PlanFile:
         while page := self.page(position):
             yield from page
             position = page[-1].position
+
+    def placed_rows(self) -> Iterator[PlacedRow]:
+        """The rows that have tokens, by their tokens: place 1, 2, .."""
+        found = self._db.stream("SELECT row, leader, prompt_tokens, shared_tokens, samples FROM places ORDER BY place")
+        return map(PlacedRow._make, found)
+
+    def run_order(self) -> Iterator[InOrder]:
+        """The rows that have tokens, as they run."""
+        order = "SELECT position, place, expected_tokens FROM ordered WHERE place IS NOT NULL ORDER BY position"
+        return map(InOrder._make, self._db.stream(order))
 
     def followers(self, leader: int) -> list[PlannedRow]:
         """The rows that get the answer of this one, in the order of the input."""

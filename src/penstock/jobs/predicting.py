@@ -6,8 +6,7 @@ that is long by its arithmetic alone is worth the minute. How it is predicted is
 
 from __future__ import annotations
 
-from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from penstock.cost import layer_elements
@@ -18,6 +17,7 @@ from penstock.jobs.plan_file import PlanFile
 from penstock.jobs.store import Store
 from penstock.jobs.timeline import PredictedAt, Prediction
 from penstock.models.spec import DecoderSpec
+from penstock.outlines import Outlines
 from penstock.simulation import Terms
 
 SIMULATED_WORK = 10_000  # tokens drawn, about: less than a second, since the job waits for it
@@ -44,7 +44,7 @@ def _predict(plan: PlanFile, store: Store, input_file: Path, terms: Terms) -> Pr
         limits = Limits(SIMULATED_WORK, 1, GENERATIONS * terms.config.max_sequences)
         found = forecast(job.outlines, job.load, terms, is_certain=job.is_certain, limits=limits)
         rows = store.about().rows - store.totals().done
-        curve = tuple(_curve(array("d", (weight(outline, terms) for outline in job.outlines)), found.seconds, rows))
+        curve = tuple(_curve(job.outlines, found.seconds, rows, terms))
     finally:
         job.close()
     simulated = found.simulated
@@ -62,17 +62,18 @@ def _predict(plan: PlanFile, store: Store, input_file: Path, terms: Terms) -> Pr
     )
 
 
-def _curve(weights: Sequence[float], seconds: float, rows: int) -> Iterator[PredictedAt]:
+def _curve(outlines: Outlines, seconds: float, rows: int, terms: Terms) -> Iterator[PredictedAt]:
     """When how many rows are expected to be finished: in the order of the plan, each at its share of the weight.
 
     Rows that cost nothing (bad ones, and those that get another's answer) are spread over the others.
     """
-    whole, done = sum(weights), 0.0
-    step = max(1, len(weights) // CURVE_POINTS)
-    for number, one in enumerate(weights, 1):
-        done += one
-        if number % step == 0 or number == len(weights):
-            yield PredictedAt(seconds * done / whole, round(rows * number / len(weights)))
+    number = len(outlines)
+    whole, done = weight(outlines.total, terms), 0.0
+    step = max(1, number // CURVE_POINTS)
+    for start in range(0, number, step):
+        end = min(start + step, number)
+        done += weight(outlines.sums(start, end), terms)
+        yield PredictedAt(seconds * done / whole, round(rows * end / number))
 
 
 def _is_long(plan: PlanFile, spec: DecoderSpec) -> bool:
