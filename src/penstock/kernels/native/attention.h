@@ -12,6 +12,8 @@
 //   height(left)           how many it does when `left` are to go
 //   size(rows, k)          Numbers that `rows` x `k` take as its left operand, a multiple of blocks
 //   lay_out(...)           float32 panels to left operand
+//   lay_out_queries(...)   a tile's queries from panels, and
+//   attend(...)            a segment: `attend_segment`, or another way to the same numbers
 //   panel_size(k)          Numbers that `k` rows of a panel take as its right operand
 //   pack_keys, pack_values a panel of a segment to a right operand, which stays in the first-level cache until it is
 //                          multiplied; on the way what comes next is fetched
@@ -55,7 +57,17 @@ struct Segment {
         count = other.count;
         std::memcpy(place, other.place, sizeof place);
     }
-    // A panel's part of row i is wanted soon: blocks lie anywhere, so the processor does not see them coming.
+    // Numbers `at` .. of row i; zeros where it is not there, and behind its end.
+    PENSTOCK_INLINE Vec load(const void* cache, int64_t i, int64_t at) const {
+        return has(i) ? load_some(row(cache, i) + at, a.width - at) : Vec{};
+    }
+    // All of row i is wanted soon: blocks lie anywhere, so the processor does not see them coming.
+    PENSTOCK_INLINE void fetch_row(const void* cache, int64_t i) const {
+        if (!has(i)) return;
+        for (int64_t at = 0; at < a.width; at += 64 / static_cast<int64_t>(sizeof(T)))
+            __builtin_prefetch(row(cache, i) + at, 0, 2);
+    }
+    // A panel's part of it.
     PENSTOCK_INLINE void fetch(const void* cache, int64_t i, int64_t panel) const {
         if (!has(i)) return;
         for (int64_t at = 0; at < PANEL; at += 64 / static_cast<int64_t>(sizeof(T)))
@@ -113,8 +125,10 @@ struct Space {
     float *panels, *scores, *partial, *values, *highest, *total, *partial_highest, *partial_total;
     Number *queries, *weights, *right;
 
+    // Whole panels too: there may be a query in every lane.
     static int64_t padded(const Attention& a) {
-        return ceil_div(a.queries * (a.heads / a.kv_heads), Unit::ROWS) * Unit::ROWS;
+        const int64_t rows = ceil_div(a.queries * (a.heads / a.kv_heads), Unit::ROWS) * Unit::ROWS;
+        return ceil_div(rows, PANEL) * PANEL;
     }
     static int64_t width(const Attention& a) { return ceil_div(a.width, PANEL) * PANEL; }
     static int64_t bytes(const Attention& a) {
@@ -259,12 +273,12 @@ template <class Unit, class T>
 void attend_tile(const Tile& tile, Space<Unit> space, const Segment<T>& after) {
     const Attention& a = tile.a;
     gather_queries<T>(tile, space.panels);
-    Unit::lay_out(space.panels, tile.padded, tile.height, a.width, space.queries);
+    Unit::lay_out_queries(tile, space.panels, space.queries);
     for (int64_t r = 0; tile.begin() && r < tile.height; ++r) take_state(tile, space, r);
     Segment<T> segment = tile.template segment<T>(tile.start());
     for (int64_t start = tile.start(); start < tile.end(); start += SEGMENT) {
         const Segment<T> next = tile.template segment<T>(start + SEGMENT);
-        attend_segment<Unit, T>(tile, space, start, segment, next.count ? next : after);
+        Unit::attend(tile, space, start, segment, next.count ? next : after);
         segment.take(next);
     }
     for (int64_t r = 0; r < tile.height; ++r) a.kept ? keep_state(tile, space, r) : put_out<Unit, T>(tile, space, r);

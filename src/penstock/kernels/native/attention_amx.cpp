@@ -29,6 +29,15 @@ struct TileUnit {
             }
     }
 
+    static void lay_out_queries(const Tile& tile, const float* panels, uint16_t* left) {
+        lay_out(panels, tile.padded, tile.height, tile.a.width, left);
+    }
+
+    static void attend(const Tile& tile, Space<TileUnit>& space, int64_t start, const Segment<uint16_t>& segment,
+                       const Segment<uint16_t>& next) {
+        attend_segment(tile, space, start, segment, next);
+    }
+
     // A tile holds 16 keys: a row of it is one pair of neighbours along the width, a square of 32-bit pairs to turn.
     static void pack_keys(const Segment<uint16_t>& segment, int64_t panel, uint16_t* right) {
         for (int64_t half = 0; half < PANEL; half += 16) {

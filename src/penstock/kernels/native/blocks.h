@@ -60,9 +60,11 @@ struct Strip {
             right[r] = first ? Vec{} : load(sums + r * PANEL + LANES);
         }
     }
+    // x of the rows is DOWN floats apart.
+    template <int DOWN = 1>
     PENSTOCK_INLINE void add(const float* x, Vec w_left, Vec w_right) {
         for (int r = 0; r < ROWS; ++r) {
-            const Vec each = splat(x[r]);
+            const Vec each = splat(x[r * DOWN]);
             left[r] = fma(each, w_left, left[r]);
             right[r] = fma(each, w_right, right[r]);
         }

@@ -1,0 +1,200 @@
+// Attention of a tile of many queries with vector instructions: a query in every lane.
+//
+// Keys are the rows of the product that gives the scores, so they are multiplied as they lie in the cache, and its
+// result, [key][query], is what weights are for the next product: nothing is turned but the tile's queries, once.
+// Every number comes from the same operations in the same order as in attention.h, where a tile has few queries.
+#pragma once
+
+#include "attention.h"
+#include "blocks.h"
+
+namespace penstock {
+namespace {
+
+constexpr int64_t FEW_QUERIES = 16;      // rows: up to so many are worth no panel of their own
+constexpr int64_t WIDEST = 256;          // of heads
+constexpr int KEY_STRIDE = WIDEST + 16;  // floats from key to key: an odd number of cache lines apart
+
+// Rows of x `DOWN` floats apart, numbers of a row `ALONG`; times w [count][PANEL].
+template <int DOWN, int ALONG>
+struct ApartUnit {
+    using Left = float;
+
+    template <int ROWS, class W>
+    static void multiply(const float* x, const W* w, float* sums, int64_t count, bool first, Fetch) {
+        for (int column = 0; column < PANEL; column += 2 * LANES) {
+            Strip<ROWS> strip;
+            strip.begin(sums + column, first);
+            for (int64_t i = 0; i < count; ++i) {
+                const float* line = w + i * PANEL + column;
+                strip.template add<DOWN>(x + i * ALONG, load(line), load(line + LANES));
+            }
+            strip.save(sums + column);
+        }
+    }
+};
+
+// Calls body(first, height) for blocks of rows, all as high as each other, give or take a row.
+template <class Body>
+PENSTOCK_INLINE void each_block(int64_t rows, Body&& body) {
+    for (int64_t first = 0, height; first < rows; first += height) {
+        height = block_rows(rows - first);
+        body(first, height);
+    }
+}
+
+PENSTOCK_INLINE IntVec load_numbers(const int32_t* from) {
+    IntVec v;
+    std::memcpy(&v, from, sizeof v);
+    return v;
+}
+
+// Which of a tile's rows, PANEL of them at a time, see what; rows that are not there see nothing.
+struct Lanes {
+    int32_t last[PANEL], lowest[PANEL];
+
+    Lanes(const Tile& tile, int64_t row) {
+        for (int64_t r = 0; r < PANEL; ++r) {
+            const bool is_there = row + r < tile.height;
+            last[r] = is_there ? static_cast<int32_t>(tile.position(row + r)) : -1;
+            lowest[r] = is_there ? static_cast<int32_t>(tile.lowest(row + r)) : 0;
+        }
+    }
+    IntVec see(int lane, int64_t from, int64_t to) const {
+        return (load_numbers(last + lane) >= static_cast<int32_t>(from)) &
+               (load_numbers(lowest + lane) < static_cast<int32_t>(to));
+    }
+    bool all_see(int64_t from, int64_t to) const {
+        bool found = true;
+        for (int64_t r = 0; r < PANEL; ++r) found &= last[r] >= to - 1 && lowest[r] <= from;
+        return found;
+    }
+};
+
+// Queries as [panel of rows][width][PANEL].
+inline void turn_queries(const Tile& tile, const float* panels, float* turned) {
+    const int64_t width = tile.a.width;
+    for (int64_t row = 0; row < tile.height; row += PANEL, turned += width * PANEL)
+        for (int64_t lane = 0; lane < PANEL; lane += LANES)
+            for (int64_t i = 0; i < width; i += LANES) {
+                Vec square[LANES];
+#pragma GCC unroll 16
+                for (int64_t r = 0; r < LANES; ++r)
+                    square[r] = row + lane + r < tile.height ? load(panels + tile.at(row + lane + r, i)) : Vec{};
+                turn(square);
+                for (int64_t j = 0; j < at_most(LANES, width - i); ++j)
+                    store(turned + (i + j) * PANEL + lane, square[j]);
+            }
+}
+
+// scores [panel of rows][SEGMENT][PANEL]
+template <class T>
+void score_keys(const Tile& tile, const Segment<T>& segment, const float* turned, float* keys, float* scores) {
+    const int64_t width = tile.a.width;
+    each_block(segment.count, [&](int64_t first, int64_t height) {
+        for (int64_t key = first; key < first + height; ++key) {
+            segment.fetch_row(segment.a.values, key);
+            for (int64_t i = 0; i < width; i += LANES)
+                store(keys + (key - first) * KEY_STRIDE + i, segment.load(segment.a.keys, key, i));
+        }
+        for (int64_t panel = 0; panel * PANEL < tile.height; ++panel)
+            multiply_block<ApartUnit<KEY_STRIDE, 1>>(height, keys, turned + panel * width * PANEL,
+                                                     scores + (panel * SEGMENT + first) * PANEL, width, true, {});
+    });
+}
+
+// Scores of some lanes to weights, as `weigh_row` does for a row; its sum of every LANES-th weight, by halves.
+template <bool ALL>
+PENSTOCK_INLINE void weigh_lanes(const Attention& a, const Lanes& lanes, int lane, int64_t start, int64_t count,
+                                 float* scores, float* highest, float* total) {
+    const Vec nothing = splat(-INFINITY);
+    const auto seen = [&](int64_t key) {
+        return ALL ? IntVec{} == IntVec{} : lanes.see(lane, start + key, start + key + 1);
+    };
+    Vec most = nothing;
+    for (int64_t key = 0; key < count; ++key) {
+        const Vec score = seen(key) ? score_of(a, load(scores + key * PANEL + lane)) : nothing;
+        most = most > score ? most : score;
+        store(scores + key * PANEL + lane, score);
+    }
+    const Vec peak = lanes.see(lane, start, start + count) ? most : Vec{};
+    Vec sums[LANES] = {};
+    for (int64_t key = 0; key < count; ++key) {
+        const Vec weight = seen(key) ? exp(load(scores + key * PANEL + lane) - peak) : Vec{};
+        sums[key % LANES] += weight;
+        store(scores + key * PANEL + lane, weight);
+    }
+    for (int half = LANES / 2; half; half /= 2)
+        for (int i = 0; i < half; ++i) sums[i] += sums[i + half];
+    store(highest + lane, peak);
+    store(total + lane, sums[0]);
+}
+
+// How rows go on from what was found before, lane by lane as `merge_row` does it: factors for both.
+struct Factors {
+    float keep[PANEL], gain[PANEL];
+
+    template <class Space>
+    Factors(const Lanes& lanes, int64_t row, int64_t start, int64_t count, Space& space) {
+        for (int lane = 0; lane < PANEL; lane += LANES) {
+            const int64_t at = row + lane;
+            const IntVec begins = load_numbers(lanes.lowest + lane) & -static_cast<int32_t>(SEGMENT);
+            const IntVec first = begins == static_cast<int32_t>(start);
+            const IntVec merged = lanes.see(lane, start, start + count);
+            const Vec now = load(space.partial_highest + at), before = first ? now : load(space.highest + at);
+            const Vec peak = before > now ? before : now;
+            const Vec kept = first ? Vec{} : exp(before - peak), gained = exp(now - peak);
+            const Vec added = load(space.partial_total + at) * gained;
+            const Vec all = first ? added : load(space.total + at) * kept + added;
+            store(space.highest + at, merged ? peak : load(space.highest + at));
+            store(space.total + at, merged ? all : load(space.total + at));
+            store(keep + lane, kept);
+            store(gain + lane, gained);
+        }
+    }
+};
+
+template <class Space>
+void merge_lanes(const Tile& tile, Space& space, const Lanes& lanes, int64_t row, int64_t start, int64_t count) {
+    const Factors factors(lanes, row, start, count, space);
+    const int64_t panels = ceil_div(tile.a.width, PANEL);
+    for (int64_t r = row; r < at_most(row + PANEL, tile.height); ++r) {
+        if (lanes.last[r - row] < start || lanes.lowest[r - row] >= start + count) continue;
+        const bool first = lanes.lowest[r - row] / SEGMENT * SEGMENT == start;
+        const Vec keep = splat(factors.keep[r - row]), gain = splat(factors.gain[r - row]);
+        for (int64_t i = 0; i < panels * PANEL; i += LANES) {
+            const int64_t at = tile.at(r, i);
+            const Vec added = load(space.partial + at) * gain;
+            store(space.values + at, first ? added : load(space.values + at) * keep + added);
+        }
+    }
+}
+
+// As `attend_segment`, for a tile of many queries whose heads are not wider than WIDEST.
+template <class Unit, class Space, class T>
+void attend_lanes(const Tile& tile, Space& space, int64_t start, const Segment<T>& segment, const Segment<T>& next) {
+    const int64_t count = segment.count;
+    score_keys(tile, segment, space.queries, space.right, space.scores);
+    for (int64_t row = 0; row < tile.height; row += PANEL) {
+        const Lanes lanes(tile, row);
+        const bool all = lanes.all_see(start, start + count);
+        for (int lane = 0; lane < PANEL; lane += LANES)
+            (all ? weigh_lanes<true> : weigh_lanes<false>)(tile.a, lanes, lane, start, count,
+                                                           space.scores + row * SEGMENT,
+                                                           space.partial_highest + row, space.partial_total + row);
+    }
+    for (int64_t panel = 0; panel < ceil_div(tile.a.width, PANEL); ++panel) {
+        Unit::pack_values(segment, next, panel, space.right);
+        for (int64_t row = 0; row < tile.height; row += PANEL)
+            each_block(at_most(PANEL, tile.height - row), [&](int64_t first, int64_t height) {
+                float* out = space.partial + (panel * tile.padded + row + first) * PANEL;
+                const float* weights = space.scores + row * SEGMENT + first;
+                multiply_block<ApartUnit<1, PANEL>>(height, weights, space.right, out, count, true, {});
+            });
+    }
+    for (int64_t row = 0; row < tile.height; row += PANEL)
+        merge_lanes(tile, space, Lanes(tile, row), row, start, count);
+}
+
+}  // namespace
+}  // namespace penstock
