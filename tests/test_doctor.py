@@ -80,6 +80,14 @@ def test_measuring_makes_a_profile_that_run_and_plan_then_use(tmp_path: Path) ->
     assert outlook["energy_kwh"] > 0
     assert outlook["settings"]["token budget"].endswith(f"its knee is {found['knee_tokens']})")
     assert planned.stderr == ""
+    bounded = subprocess.run(
+        [sys.executable, "-m", "penstock.cli", *command, "--memory", "1GiB"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert json.loads(bounded.stdout)["settings"]["kv memory"].endswith("(what the memory leaves)")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out", "out.job", "penstock"]
 
 

@@ -48,14 +48,27 @@ class Letters:
         return "letters"
 
 
-def look(folder: Path, rows: Sequence[str], known: Terms | None = None, price: Price | None = None) -> Outlook:
+def look(
+    folder: Path,
+    rows: Sequence[str],
+    known: Terms | None = None,
+    price: Price | None = None,
+    memory_bytes: int | None = None,
+) -> Outlook:
     given = write_rows(folder / "in.jsonl", rows)
     remove_plan(folder / "plan")
     plan, lost = make_plan(folder / "plan", Planning(given, Letters(), "key", 0, lambda rows: None))
     assert lost == 0
     with closing(plan):
-        known = known or terms()
-        return look_ahead(plan, given, terms=known, setup=Letters(), price=price or Price(), reading_s=READING_S)
+        return look_ahead(
+            plan,
+            given,
+            terms=known or terms(),
+            setup=Letters(),
+            price=price or Price(),
+            reading_s=READING_S,
+            memory_bytes=memory_bytes,
+        )
 
 
 def test_a_small_job_by_hand(tmp_path: Path) -> None:
@@ -152,6 +165,8 @@ def test_more_memory_is_advised_where_rows_wait_for_it(tmp_path: Path) -> None:
     tight = terms(blocks=12)._replace(profile=flat)
     texts = [advice.text for advice in look(tmp_path, rows, tight).advice]
     assert any(text.startswith("more KV memory: --kv-memory") for text in texts)
+    bounded = [advice.text for advice in look(tmp_path, rows, tight, memory_bytes=2**30).advice]
+    assert any(text.startswith("more memory: --memory 1GiB (1 GiB now)") for text in bounded)  # 1 GiB and some blocks
     roomy = terms(blocks=500)._replace(profile=flat)
     assert not any("KV memory" in advice.text for advice in look(tmp_path, rows, roomy).advice)
 

@@ -47,6 +47,7 @@ def add_plan(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     for name, metavar, text in (
         ("device", "auto|cpu|cuda", "where to compute (default: auto)"),
         ("dtype", "auto|float32|bfloat16|float16", "of weights and KV (default: auto, the checkpoint's)"),
+        ("memory", "SIZE", "what bounds the process, as for penstock run, such as 8GiB"),
         ("kv-memory", "SIZE", "memory for keys and values, such as 1GiB (default: by model and machine)"),
         ("token-budget", "N", "tokens a step, at most"),
         ("max-sequences", "N", "sequences that run at once, at most"),
@@ -66,23 +67,24 @@ def _amount(text: str) -> float:
 
 
 def _plan(flags: argparse.Namespace) -> int:
-    names = ("model", "device", "dtype", "kv-memory", "token-budget", "max-sequences", "threads")
+    names = ("model", "device", "dtype", "memory", "kv-memory", "token-budget", "max-sequences", "threads")
     settings = config.read_settings({name: getattr(flags, name.replace("-", "_")) for name in names})
     if settings.model is None:
         raise ConfigError("no model was named; give --model FOLDER, --model HUB/ID or --model demo")
     if not flags.input.is_file():
         raise ConfigError(f"the input {flags.input} is not there, or no regular file; name a file of rows")
     from penstock.checkpoint import find_checkpoint
-    from penstock.jobs.loading import CheckpointModel, resolve_here
+    from penstock.jobs.loading import CheckpointModel
     from penstock.jobs.outlook import Price, look_ahead
     from penstock.jobs.planning import Planning, make_plan, num_cores
     from penstock.plan_report import describe_outlook, outlook_as_json
     from penstock.simulation import Terms
 
     checkpoint = find_checkpoint(settings.model)
-    profile = _profile(checkpoint, settings)
-    resolved = resolve_here(checkpoint, settings)
-    setup = CheckpointModel(checkpoint, settings).setup(settings.seed or 0)
+    model = CheckpointModel(checkpoint, settings)
+    profile = _profile(checkpoint, model.resolved().config)
+    resolved = model.resolved()  # with the knee of the profile
+    setup = model.setup(settings.seed or 0)
     with tempfile.TemporaryDirectory(prefix="penstock-plan-") as folder:
         planning = Planning(flags.input, setup, "only looked at", num_cores(), lambda rows: None)
         started_s = time.monotonic()
@@ -96,6 +98,7 @@ def _plan(flags: argparse.Namespace) -> int:
                 setup=setup,
                 price=Price(flags.price_per_hour, flags.watts),
                 reading_s=reading_s,
+                memory_bytes=settings.memory_bytes,
             )
     if lost:
         _tell(f"a process that tokenized died; its {lost} rows are not in these numbers")
@@ -107,14 +110,12 @@ def _plan(flags: argparse.Namespace) -> int:
     return 0
 
 
-def _profile(checkpoint: Checkpoint, settings: config.Settings) -> Profile:
+def _profile(checkpoint: Checkpoint, wanted: config.EngineConfig) -> Profile:
     """The profile of this model here; measured now where there is none."""
-    from penstock.jobs.loading import resolve_here
     from penstock.measuring import QUICK
     from penstock.profile_store import about_config, find_profile
     from penstock.profiling import measure_profile
 
-    wanted = resolve_here(checkpoint, settings).config
     found = find_profile(about_config(checkpoint.spec, wanted))
     if found is not None:
         return found

@@ -63,9 +63,14 @@ class _Saving(NamedTuple):
     share: float
 
 
-def advise(job: AdvisedJob, *, terms: Terms, setup: Setup, seconds: float) -> tuple[Advice, ...]:
-    """The things that would help most; empty where nothing that was tried would."""
-    found = [*_settings(job, terms), *_equal_rows(job, terms), *_messages(job.sample, terms, setup)]
+def advise(
+    job: AdvisedJob, *, terms: Terms, setup: Setup, seconds: float, memory_bytes: int | None = None
+) -> tuple[Advice, ...]:
+    """The things that would help most; empty where nothing that was tried would.
+
+    `memory_bytes`: what bounds the process; None: nothing but the KV memory is bounded.
+    """
+    found = [*_settings(job, terms, memory_bytes), *_equal_rows(job, terms), *_messages(job.sample, terms, setup)]
     worth = sorted((saving for saving in found if saving.share >= WORTH_TELLING), key=lambda saving: -saving.share)
     return tuple(Advice(text, share * seconds, share) for text, share in worth[:MOST_ADVICE])
 
@@ -73,7 +78,7 @@ def advise(job: AdvisedJob, *, terms: Terms, setup: Setup, seconds: float) -> tu
 # --- settings
 
 
-def _settings(job: AdvisedJob, terms: Terms) -> Iterator[_Saving]:
+def _settings(job: AdvisedJob, terms: Terms, memory_bytes: int | None) -> Iterator[_Saving]:
     """The best of each kind of variant of the settings."""
     if not len(job.outlines):
         return
@@ -87,7 +92,11 @@ def _settings(job: AdvisedJob, terms: Terms) -> Iterator[_Saving]:
     is_tight = (
         usual.preemptions or usual.peak_kv_tokens * terms.kv_bytes_per_token > TIGHT * terms.config.kv_memory_bytes
     )
-    kinds = [_sequences(terms.config), _budgets(terms.config), *([_memories(terms.config)] if is_tight else [])]
+    kinds = [
+        _sequences(terms.config),
+        _budgets(terms.config),
+        *([_memories(terms.config, memory_bytes)] if is_tight else []),
+    ]
     for variants in kinds:
         yield _first_good([_Saving(text, 1 - run(config).seconds / usual.seconds) for text, config in variants])
 
@@ -98,11 +107,18 @@ def _first_good(savings: Sequence[_Saving]) -> _Saving:
     return next(saving for saving in savings if saving.share >= most - WORTH_TELLING)
 
 
-def _memories(config: EngineConfig) -> Iterator[tuple[str, EngineConfig]]:
+def _memories(config: EngineConfig, memory_bytes: int | None) -> Iterator[tuple[str, EngineConfig]]:
     for factor in FACTORS:
         size = factor * config.kv_memory_bytes
-        text = f"more KV memory: --kv-memory {format_bytes(size).replace(' ', '')}"
-        yield f"{text} ({format_bytes(config.kv_memory_bytes)} now)", replace(config, kv_memory_bytes=size)
+        text = f"more KV memory: --kv-memory {_flag_bytes(size)} ({format_bytes(config.kv_memory_bytes)} now)"
+        if memory_bytes is not None:
+            more = memory_bytes + size - config.kv_memory_bytes
+            text = f"more memory: --memory {_flag_bytes(more)} ({format_bytes(memory_bytes)} now)"
+        yield text, replace(config, kv_memory_bytes=size)
+
+
+def _flag_bytes(size: int) -> str:
+    return format_bytes(size).replace(" ", "")
 
 
 def _sequences(config: EngineConfig) -> Iterator[tuple[str, EngineConfig]]:

@@ -144,16 +144,21 @@ class CheckpointModel:
         self._settings = settings
         self._config: EngineConfig | None = None
         self._tokenizer: Tokenizer | None = None
+        self._beside: tuple[int, int, bool] | None = None  # what this process takes beside the model: see `_measured`
         self.name = checkpoint.name
         self.fingerprint = checkpoint.fingerprint
 
     def resolve(self) -> tuple[Choice, ...]:
         """Choose every setting that was left open, once."""
-        bounded = self._settings.memory_bytes is not None
-        resolved = resolve_here(self._checkpoint, self._settings, self._measured if bounded else None)
+        resolved = self.resolved()
         self._config = resolved.config
         seed = Choice("seed", str(self._settings.seed or 0), self._settings.sources.get("seed", "default"))
         return (*resolved.choices, seed)
+
+    def resolved(self) -> Resolved:
+        """Every setting, as it is chosen by what is known now."""
+        bounded = self._settings.memory_bytes is not None
+        return resolve_here(self._checkpoint, self._settings, self._measured if bounded else None)
 
     def setup(self, job_seed: int) -> CheckpointSetup:
         """What tells how rows become requests."""
@@ -161,7 +166,13 @@ class CheckpointModel:
         return CheckpointSetup(self._checkpoint.folder, spec.context_tokens, job_seed, spec.vocab, self.name)
 
     def _measured(self, machine: Machine) -> Machine:
-        """The machine with what this process takes beside the model: all else is imported and opened first."""
+        """The machine with what this process takes beside the model, at the first look: all else is opened first."""
+        if self._beside is None:
+            self._beside = self._measure_process()
+        now, peak, has_native = self._beside
+        return machine._replace(process_bytes=now, peak_bytes=peak, has_native=has_native)
+
+    def _measure_process(self) -> tuple[int, int, bool]:
         wait_passively()
         from penstock import device  # with torch
         from penstock.kernels.native import open_native
@@ -171,8 +182,7 @@ class CheckpointModel:
         native = open_native(
             dtype=self._settings.dtype or self._checkpoint.dtype, threads=1, max_isa=self._settings.max_isa
         )
-        now, peak = resident_bytes()
-        return machine._replace(process_bytes=now, peak_bytes=peak, has_native=native.native is not None)
+        return *resident_bytes(), native.native is not None
 
     def _open_tokenizer(self) -> Tokenizer:
         from penstock.tokenizer import Tokenizer

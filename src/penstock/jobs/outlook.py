@@ -179,16 +179,23 @@ class Outlook:
 
 
 def look_ahead(
-    plan: PlanFile, input_file: Path, *, terms: Terms, setup: Setup, price: Price, reading_s: float
+    plan: PlanFile,
+    input_file: Path,
+    *,
+    terms: Terms,
+    setup: Setup,
+    price: Price,
+    reading_s: float,
+    memory_bytes: int | None = None,
 ) -> Outlook:
-    """Forecast a job, planned in `reading_s` seconds, and look for what would help it."""
+    """Forecast a job, planned in `reading_s` seconds within `memory_bytes`, and look for what would help it."""
     job = PlannedJob(plan, input_file)
     try:
         found = forecast(job.outlines, job.load, terms, is_certain=job.is_certain)
         return Outlook(
             totals=plan.totals(),
             forecast=found,
-            advice=advise(job, terms=terms, setup=setup, seconds=found.seconds),
+            advice=advise(job, terms=terms, setup=setup, seconds=found.seconds, memory_bytes=memory_bytes),
             kv_bytes=found.simulated.peak_kv_tokens * terms.kv_bytes_per_token,
             kv_memory_bytes=terms.config.kv_memory_bytes,
             is_certain=job.is_certain,
