@@ -5,23 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from penstock.cost import StepCost, layer_elements, optimal_s, step_cost
-from penstock.models.spec import DecoderSpec
 from penstock.step import Chunk, SampleAt, StepPlan
+from tests.profiles import SPEC
 
-SPEC = DecoderSpec(
-    vocab=100,
-    hidden=8,
-    layers=3,
-    heads=4,
-    kv_heads=2,
-    head_dim=2,
-    mlp_width=16,
-    context_tokens=64,
-    norm="rms",
-    norm_eps=1e-6,
-    positions="rotary",
-    mlp="swiglu",
-)
 LAYER = 8 * 2 * (2 * 4 + 2 * 2) + 3 * 8 * 16  # q and out, k and v, gate and up and down: 192 + 384
 HEAD = 100 * 8
 KV = 3 * 2 * (2 + 2)  # elements of one position: layers x heads x (key + value)

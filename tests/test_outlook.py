@@ -217,9 +217,10 @@ def test_what_is_told_and_what_programs_get(tmp_path: Path) -> None:
     raw = json.loads(json.dumps(outlook_as_json(found, profile())))
     assert (raw["rows"], raw["bad_rows"], raw["is_certain"]) == (2, 0, False)
     assert raw["low_s"] < raw["seconds"] < raw["high_s"]
-    unknown = replace(found.forecast.simulated, optimal_s=None)
+    unknown = replace(found.forecast.simulated, optimal_s=None, parts={"matrices": 1.0, "logits": -0.001})
     told = describe_outlook(replace(found, forecast=replace(found.forecast, simulated=unknown)), profile())
     assert "not known: the limits of this machine were not measured" in "\n".join(told)
+    assert "matrices 100%, logits 0%" in "\n".join(told)
 
 
 def test_prompts_as_texts() -> None:

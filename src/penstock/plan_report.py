@@ -37,7 +37,8 @@ def _time(outlook: Outlook, profile: Profile) -> Iterator[tuple[str, str]]:
         yield "optimal", f"{duration(least)} on this machine, so {share:.0%} of what it can do is expected"
     parts = found.simulated.parts
     whole = sum(parts.values()) or 1.0
-    yield "spent on", ", ".join(f"{name} {seconds / whole:.0%}" for name, seconds in parts.items())
+    # A part that is next to nothing may come out below it, as a difference of two simulations.
+    yield "spent on", ", ".join(f"{name} {max(0.0, seconds) / whole:.0%}" for name, seconds in parts.items())
 
 
 def _rows(outlook: Outlook) -> Iterator[tuple[str, str]]:

@@ -13,6 +13,7 @@ of the next sequence in the queue is given up last: where the queue is in the or
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -50,6 +51,13 @@ class Progress(NamedTuple):
 
     sequence: Sequence
     problem: str | None = None
+
+
+class Demand(NamedTuple):
+    """Blocks that running sequences will take: for the tokens that they have and one more, and until they end."""
+
+    soon: int
+    in_all: int
 
 
 class Scheduler:
@@ -162,13 +170,15 @@ class Scheduler:
     def _admit(self, lengths: dict[int, int], budget: int) -> None:
         """Admit waiting sequences in order while they fit, skipping over those that wait for a prefix in flight."""
         skipped: list[Sequence] = []
+        demand: Demand | None = None  # of all that run: worked out once a step, and only where somebody may join them
         while self.waiting and len(skipped) < LOOKAHEAD and self._reason_to_admit_none(budget) is None:
+            demand = demand or self._demand(self.running)
             sequence = self.waiting[0]
             match = self.tree.match(sequence.request.namespace, sequence.tokens, limit=len(sequence.tokens) - 1)
-            wait = self._reason_to_wait(sequence, match)
+            wait = self._reason_to_wait(sequence, match, demand)
             if wait is Wait.BLOCKS and match.part is not None:
                 match = Match(match.nodes, None)  # the block copied from would be one too many
-                wait = self._reason_to_wait(sequence, match)
+                wait = self._reason_to_wait(sequence, match, demand)
             if wait is Wait.BLOCKS:
                 break
             self.waiting.popleft()
@@ -176,6 +186,7 @@ class Scheduler:
                 skipped.append(sequence)
                 continue
             budget -= self._start(sequence, match, budget, lengths)
+            demand = Demand(*map(int.__add__, demand, self._demand([sequence])))
         self.waiting.extendleft(reversed(skipped))
 
     def _reason_to_admit_none(self, budget: int) -> Wait | None:
@@ -183,10 +194,10 @@ class Scheduler:
             return Wait.TOKEN_BUDGET
         return Wait.SEQUENCES if len(self.running) >= min(self.max_sequences, self.token_budget) else None
 
-    def _reason_to_wait(self, sequence: Sequence, match: Match) -> Wait | None:
+    def _reason_to_wait(self, sequence: Sequence, match: Match, demand: Demand) -> Wait | None:
         if self._prefix_in_flight(sequence, match):
             return Wait.PREFIX_IN_FLIGHT
-        return None if self._blocks_fit(sequence, match) else Wait.BLOCKS
+        return None if self._blocks_fit(sequence, match, demand) else Wait.BLOCKS
 
     def _prefix_in_flight(self, sequence: Sequence, match: Match) -> bool:
         """Whether a running sequence is about to compute a block more of this one's beginning than can be matched."""
@@ -201,18 +212,22 @@ class Scheduler:
             if not other.is_decoding
         )
 
-    def _blocks_fit(self, sequence: Sequence, match: Match) -> bool:
+    def _blocks_fit(self, sequence: Sequence, match: Match, demand: Demand) -> bool:
         """Whether all known tokens fit beside what runs, and all that will come is expected to."""
         needed = self._num_blocks(len(sequence.tokens) + 1) - len(match.nodes)
         locked = [node.block for node in match.nodes] + ([match.part.block] if match.part else [])
         idle = sum(1 for block in locked if not self.pool.num_references(block))
         free = self.pool.num_available - idle - needed
-        promised = sum(self._blocks_to_come(s, 1) for s in self.running)
-        if promised > free:
+        if demand.soon > free:
             return False
-        growth = sum(self._blocks_to_come(s, s.num_to_come) for s in self.running)
-        growth += self._num_blocks(len(sequence.tokens) + sequence.num_to_come) - needed - len(match.nodes)
+        growth = (
+            demand.in_all + self._num_blocks(len(sequence.tokens) + sequence.num_to_come) - needed - len(match.nodes)
+        )
         return growth <= free or not self.running or self._peak_blocks(sequence, needed) <= free + needed
+
+    def _demand(self, sequences: Iterable[Sequence]) -> Demand:
+        pairs = [(self._blocks_to_come(s, 1), self._blocks_to_come(s, s.num_to_come)) for s in sequences]
+        return Demand(sum(soon for soon, _ in pairs), sum(in_all for _, in_all in pairs))
 
     def _peak_blocks(self, sequence: Sequence, needed: int) -> float:
         """The most blocks that will be taken at any time, from now on, if `sequence` joins and answers end as expected.
