@@ -10,8 +10,7 @@ from penstock.outlines import Outline, Outlines, Sums
 def test_sums_are_those_of_the_rows_one_by_one() -> None:
     draw = random.Random(3)
     rows = [Outline(draw.randint(1, 2000), draw.randint(0, 2000), draw.randint(0, 9)) for _ in range(50)]
-    outlines = Outlines(rows[:20])
-    outlines.extend(rows[20:])
+    outlines = Outlines(rows)
     assert len(outlines) == 50
     for first, last in ((0, 50), (0, 0), (7, 8), (13, 41)):
         by_hand = Sums()

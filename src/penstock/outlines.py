@@ -43,18 +43,12 @@ class Outlines:
 
     def __init__(self, outlines: Iterable[Outline] = ()) -> None:
         self._columns = tuple(array("i") for _ in Outline._fields)
-        self.total = Sums()
-        self.extend(outlines)
-
-    def extend(self, outlines: Iterable[Outline]) -> None:
-        """Put some at the end."""
-        start = len(self)
         prompts, new, outputs = self._columns
         for prompt_tokens, new_tokens, output_tokens in outlines:
             prompts.append(prompt_tokens)
             new.append(new_tokens)
             outputs.append(output_tokens)
-        self.total = Sums(*map(int.__add__, self.total, self.sums(start, len(self))))
+        self.total = self.sums(0, len(self))
 
     def __len__(self) -> int:
         return len(self._columns[0])
