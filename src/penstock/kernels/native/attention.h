@@ -337,5 +337,17 @@ PENSTOCK_INLINE void turn(Vec* v) {
     if constexpr (LANES >= 16) turn_stage<LANES >= 16 ? 8 : 1>(v);
 }
 
+// Vectors load(0) .. to columns: `count` numbers of each, PANEL apart.
+template <class Load>
+PENSTOCK_INLINE void turn_square(float* to, int64_t count, Load&& load) {
+    Vec square[LANES];
+#pragma GCC unroll 16  // so that the vectors stay in registers
+    for (int64_t j = 0; j < LANES; ++j) square[j] = load(j);
+    turn(square);
+#pragma GCC unroll 16
+    for (int64_t j = 0; j < LANES; ++j)
+        if (j < count) store(to + j * PANEL, square[j]);
+}
+
 }  // namespace
 }  // namespace penstock

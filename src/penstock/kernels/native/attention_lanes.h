@@ -76,15 +76,10 @@ inline void turn_queries(const Tile& tile, const float* panels, float* turned) {
     const int64_t width = tile.a.width;
     for (int64_t row = 0; row < tile.height; row += PANEL, turned += width * PANEL)
         for (int64_t lane = 0; lane < PANEL; lane += LANES)
-            for (int64_t i = 0; i < width; i += LANES) {
-                Vec square[LANES];
-#pragma GCC unroll 16
-                for (int64_t r = 0; r < LANES; ++r)
-                    square[r] = row + lane + r < tile.height ? load(panels + tile.at(row + lane + r, i)) : Vec{};
-                turn(square);
-                for (int64_t j = 0; j < at_most(LANES, width - i); ++j)
-                    store(turned + (i + j) * PANEL + lane, square[j]);
-            }
+            for (int64_t i = 0; i < width; i += LANES)
+                turn_square(turned + i * PANEL + lane, width - i, [&](int64_t r) {
+                    return row + lane + r < tile.height ? load(panels + tile.at(row + lane + r, i)) : Vec{};
+                });
 }
 
 // scores [panel of rows][SEGMENT][PANEL]

@@ -60,18 +60,6 @@ struct VectorUnit {
         }
     }
 
-    // Vectors load(0) .. to columns: `count` numbers of each, PANEL apart.
-    template <class Load>
-    static PENSTOCK_INLINE void turn_square(float* to, int64_t count, Load&& load) {
-        Vec square[LANES];
-#pragma GCC unroll 16  // so that the vectors stay in registers
-        for (int64_t j = 0; j < LANES; ++j) square[j] = load(j);
-        turn(square);
-#pragma GCC unroll 16
-        for (int64_t j = 0; j < LANES; ++j)
-            if (j < count) store(to + j * PANEL, square[j]);
-    }
-
     template <class T>
     static void pack_values(const Segment<T>& segment, const Segment<T>& next, int64_t panel, float* right) {
         for (int64_t key = 0; key < segment.count; ++key) {
