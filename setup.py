@@ -36,14 +36,22 @@ AVX512_BF16 = [*AVX512, "-mavx512bf16"]
 AMX = [*AVX512_BF16, "-mamx-tile", "-mamx-bf16", "-mprfchw"]
 X86_FILES = {"avx2": AVX2, "avx512": AVX512, "avx512_bf16": AVX512_BF16, "amx": AMX}
 
+# For tests: AMX and VDPBF16PS in software, and a library that takes both to be there.
+EMULATED = Path("tests/emulated")
+EMULATION = [*AVX512, "-mprfchw", "-include", str(EMULATED / "tiles.h")]
+EMULATED_FILES = {**X86_FILES, "avx512_bf16": EMULATION, "amx": EMULATION}
 
-def files() -> dict[Path, list[str]]:
+
+def files(*, emulate: bool = False) -> dict[Path, list[str]]:
     """The files to compile and what each is compiled for: its name ends in the instruction set."""
+    sets = EMULATED_FILES if emulate else X86_FILES
     found: dict[Path, list[str]] = {}
     for path in sorted(FOLDER.glob("*.cpp")):
-        suffix = next((s for s in sorted(X86_FILES, key=len, reverse=True) if path.stem.endswith("_" + s)), None)
+        suffix = next((s for s in sorted(sets, key=len, reverse=True) if path.stem.endswith("_" + s)), None)
         if suffix is None or platform.machine() == "x86_64":
-            found[path] = X86_FILES[suffix] if suffix else []
+            found[path] = sets[suffix] if suffix else []
+    if emulate:
+        found[EMULATED / "isa.cpp"] = [*found.pop(FOLDER / "isa.cpp"), "-I", str(FOLDER)]
     return found
 
 
@@ -53,13 +61,15 @@ class BuildLibrary(build_ext):
     user_options: ClassVar = [
         *build_ext.user_options,
         ("sanitize", None, "build under AddressSanitizer and UBSan, for tests"),
+        ("emulate", None, "AMX and VDPBF16PS in software, for tests on processors with AVX-512"),
     ]
-    boolean_options: ClassVar = [*build_ext.boolean_options, "sanitize"]
+    boolean_options: ClassVar = [*build_ext.boolean_options, "sanitize", "emulate"]
 
     def initialize_options(self) -> None:
-        """Adds our option."""
+        """Adds our options."""
         super().initialize_options()
         self.sanitize = False
+        self.emulate = False
 
     def get_ext_filename(self, fullname: str) -> str:
         """One name whatever the Python version: nothing of Python is in it."""
@@ -72,7 +82,7 @@ class BuildLibrary(build_ext):
         compiler = os.environ.get("CXX", "g++")
         self.compiler.set_executable("compiler_so_cxx", compiler)
         self.compiler.set_executable("compiler_so", compiler)
-        for path, flags in files().items():
+        for path, flags in files(emulate=self.emulate).items():
             objects += self.compiler.compile(
                 [str(path)], output_dir=self.build_temp, extra_postargs=[*FLAGS, *flags, *extra], depends=ext.depends
             )
