@@ -53,7 +53,7 @@ def usual(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     write_llama(folder / "tiny", config={"max_position_embeddings": 1024})
     (folder / "tiny" / "tokenizer.json").unlink()  # a checkpoint of random weights for measuring has none
     (folder / "tiny" / "tokenizer_config.json").unlink()
-    limits = Limits("float32", 1, gemm=Ceiling(1e11, "given"), read=Ceiling(1e10, "given"), tile=Ceiling(None))
+    limits = Limits("float32", 1, gemm=Ceiling(1e11, "given"), read=Ceiling(1e10, "given"), tile=Ceiling(2e11, "given"))
     (folder / "limits.json").write_text(limits.dumps())
     return [
         *("--model", str(folder / "tiny"), "--ceilings", str(folder / "limits.json")),
@@ -89,6 +89,7 @@ def check_run(run: dict[str, Any]) -> None:
     shares = [run[f"{part}_share"] for part in ("linear", "attention", "other", "python")]
     assert sum(shares) == pytest.approx(1)
     assert run["optimal_share"] == run["optimal_s"] / run["wall_s"] > 0
+    assert run["tile_share"] == pytest.approx(run["flops"] / 2e11 / run["wall_s"])
     assert run["wall_s"] <= (run["process_s"] or run["wall_s"])
     # Every token but the last of each request is computed once or found in the cache.
     assert run["computed_tokens"] + run["cached_tokens"] < run["prompt_tokens"] + run["output_tokens"]

@@ -99,6 +99,21 @@ def test_logits_that_are_no_numbers_are_a_problem_of_their_own_row(kernels: str)
     assert again.chunks[0].sampled == result.chunks[1].sampled
 
 
+@pytest.mark.parametrize("kernels", ["reference", *native_isas()])
+def test_what_is_no_number_does_not_reach_the_tokens_before_it(kernels: str) -> None:
+    """A prefix that was computed together with a token that spoils what follows it is as good as any."""
+    weights = random_weights(LLAMA)
+    weights.embedding.parts["weight"][5] = float("inf")
+    engine = executor(LLAMA, weights=weights, native=opened(kernels))
+    shared = [t for t in prompt(40) if t != 5][:16]
+    bad, good = (*shared, 5, 6), (*shared, 7, 8)
+    spoilt = engine.collect(engine.submit(plan(Chunk(1, 0, bad, table(18), last(17)))))
+    assert "not finite" in (spoilt.chunks[0].problem or "")
+    behind = engine.collect(engine.submit(plan(Chunk(2, 16, (7, 8), ((0, 20),), last(1)), step=2)))
+    alone = engine.collect(engine.submit(plan(Chunk(3, 0, good, table(18, 40), last(17)), step=3)))
+    assert behind.chunks[0].sampled == alone.chunks[0].sampled
+
+
 def test_running_out_of_memory_has_a_type(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(self: Decoder, *args: object) -> None:
         torch.empty(1 << 60)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,14 +24,19 @@ def test_the_last_level_cache_is_the_largest(tmp_path: Path) -> None:
 
 
 def test_limits_survive_a_file(tmp_path: Path) -> None:
-    (tmp_path / "limits").write_text(LIMITS.dumps())
-    assert read_limits(tmp_path / "limits", dtype="bfloat16", threads=2) == LIMITS
+    for limits in (LIMITS, replace(LIMITS, max_isa="avx2")):
+        (tmp_path / "limits").write_text(limits.dumps())
+        assert read_limits(tmp_path / "limits", dtype="bfloat16", threads=2, max_isa=limits.max_isa) == limits
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         (LIMITS.dumps().replace("bfloat16", "float32"), "float32 on 2 threads and this bench uses bfloat16 on 2"),
+        (
+            replace(LIMITS, max_isa="avx2").dumps(),
+            "bfloat16 on 2 threads up to avx2 and this bench uses bfloat16 on 2 thr",
+        ),
         ("{", "name a file that is not there"),
         ("[]", "these are no measured limits"),
         ('{"gemm": {}}', "these are no measured limits"),
@@ -39,4 +45,4 @@ def test_limits_survive_a_file(tmp_path: Path) -> None:
 def test_a_file_that_does_not_fit_is_refused(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "limits").write_text(text)
     with pytest.raises(ConfigError, match=message):
-        read_limits(tmp_path / "limits", dtype="bfloat16", threads=2)
+        read_limits(tmp_path / "limits", dtype="bfloat16", threads=2, max_isa=None)

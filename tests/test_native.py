@@ -72,6 +72,20 @@ def test_a_library_that_is_broken_or_of_other_sources_is_not_used(tmp_path: Path
 
 
 @pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("threads", [1, 2])
+def test_how_the_calling_thread_treats_denormal_numbers_changes_nothing(isa: str, threads: int) -> None:
+    kernels, weight = native(isa, threads), odd_weight(70, 33, torch.float32, bias=False)
+    packed, x = kernels.pack(weight), noise(ROWS, 33) * 1e-38
+    expected = kernels.linear(x, packed)
+    assert ((expected != 0) & (expected.abs() < 1e-38)).any(), "there is nothing to flush"
+    assert torch.set_flush_denormal(True)
+    try:
+        assert torch.equal(kernels.linear(x, packed), expected)
+    finally:
+        torch.set_flush_denormal(False)
+
+
+@pytest.mark.parametrize("isa", ISAS)
 def test_the_table_chooses_native_kernels_and_names_their_instruction_set(isa: str) -> None:
     selection = select("cpu", opened(isa))
     assert selection.why_not_native is None
@@ -293,3 +307,10 @@ def test_the_register_loop_counts_what_every_round_does(isa: str, dtype: torch.d
     one = kernels.register_loop(1, dtype=dtype)
     assert one > 1e6
     assert kernels.register_loop(7, dtype=dtype) == 7 * one
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("count", [1, 15, 64, 1000, 2**20 + 77])
+def test_the_read_loop_reads_every_number(isa: str, count: int) -> None:
+    x = torch.randint(0, 8, (count,), generator=torch.Generator().manual_seed(count)).float()
+    assert native(isa).read_loop(x) == float(x.double().sum())

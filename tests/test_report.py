@@ -15,7 +15,7 @@ from penstock.bench.workloads import Amount
 
 AMOUNT = Amount(requests=4, prompt_tokens=100, output_tokens=20, distinct_tokens=50, fed_back_tokens=15)
 TASKS = [Task("decode", Path("d"), AMOUNT, False), Task("small", Path("s"), AMOUNT._replace(requests=2), True)]
-INSIDE = Inside(30, 7, 0, 10, 20, 3.0, 2.0, 1.5, 0.5, 1.0)
+INSIDE = Inside(30, 7, 0, 10, 20, 3.0, None, 2.0, 1.5, 0.5, 1.0)
 RUN = Run(wall_s=5.0, amount=AMOUNT, start_s=1.0, peak_bytes=2**30, computed_tokens=90, inside=INSIDE)
 SMALL = replace(RUN, process_s=10.0)
 PEER_RUN = replace(RUN, wall_s=12.5, computed_tokens=None, inside=None)
@@ -32,10 +32,10 @@ limits of the machine (bfloat16, 2 threads):
   decode           4     5.00      20.0        18.0       6.0       4.0   1 GiB
   small            2    10.00      10.0         9.0       3.0       2.0   1 GiB
 
-where the time went, and how much of it was needed at least:
-  workload  optimal  linear  attention  other  python
-  decode      60.0%   40.0%      30.0%  10.0%   20.0%
-  small       60.0%   40.0%      30.0%  10.0%   20.0%
+how much of the time was needed at least (tile: the arithmetic as tile products), and where it went:
+  workload  optimal  tile  linear  attention  other  python
+  decode      60.0%     -   40.0%      30.0%  10.0%   20.0%
+  small       60.0%     -   40.0%      30.0%  10.0%   20.0%
 
 tokens of prompts: asked for, distinct (a shared beginning once), computed, and computed over distinct:
   workload  asked  distinct  computed  ratio
@@ -76,7 +76,7 @@ def test_without_limits_there_is_a_reason_and_a_dash() -> None:
     own = replace(entrants()[0], runs={"decode": [replace(RUN, inside=replace(INSIDE, optimal_s=None))]})
     lines = table(TASKS[:1], [own], None)
     assert "not measured, so there are no shares of the optimal time" in lines[1]
-    assert ["decode", "-", "40.0%"] in [line.split()[:3] for line in lines]
+    assert ["decode", "-", "-", "40.0%"] in [line.split()[:4] for line in lines]
 
 
 def test_the_json_has_every_run_and_reason() -> None:

@@ -121,6 +121,27 @@ def test_what_is_before_every_window_of_a_tile_is_not_multiplied(kernels: str, d
     assert torch.equal(attend(query, keys, values, tiles=tiles, scoring=scoring), clean)
 
 
+@pytest.mark.parametrize("kernels", KERNELS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("window", [None, 20])
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_value_that_is_not_finite_reaches_the_queries_that_see_it_and_no_other(
+    kernels: str, dtype: torch.dtype, window: int | None, bad: float
+) -> None:
+    keys, values = caches(20, kv_heads=2, width=80, dtype=dtype)
+    query = torch.randn(60, 4, 80, generator=torch.Generator().manual_seed(3)).to(dtype)
+    how = tiling(kernels, heads=4, kv_heads=2, num_blocks=20)
+    tiles = make_tiles((Chunk(1, 230, (0,) * 60, (tuple(range(20)),)),), how)
+    attend, scoring = attention_of(kernels), Scoring(window=window)
+    clean = attend(query, keys, values, tiles=tiles, scoring=scoring)
+    values[250 // 16, 0, 250 % 16, 7] = bad
+    found = attend(query, keys, values, tiles=tiles, scoring=scoring)
+    seeing = slice(20, 60 if window is None else 40)
+    assert not found[seeing, :2, 7].isfinite().any()
+    found[seeing, :2, 7] = clean[seeing, :2, 7]
+    assert torch.equal(found, clean)
+
+
 def test_tanh_is_right_to_seven_digits_and_the_same_on_every_set() -> None:
     x = torch.cat((torch.linspace(-100, 100, 4001), torch.tensor([0.0, -0.0, 1e-30])))
     torch.testing.assert_close(tanh(x).double(), torch.tanh(x.double()), rtol=0, atol=3e-7)

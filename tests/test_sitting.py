@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,11 +15,12 @@ from penstock.bench.workloads import Amount
 from penstock.errors import BenchFailed
 
 SCRIPT = """
-import json, sys
+import json, os, sys
 terms = json.load(open(sys.argv[1]))
 with open(sys.argv[0] + ".log", "a") as log:
     log.write("warm" if terms["warm_up"] else "cold")
     log.write("" if terms["dtype"] == "float32" else terms["dtype"])
+    log.write(os.environ.get("ONEDNN_MAX_CPU_ISA", ""))
 print(json.dumps({"ready": True, "title": "NAME", "notes": ["n"]}), flush=True)
 for line in sys.stdin:
     BODY
@@ -26,7 +29,11 @@ for line in sys.stdin:
 
 
 def terms(warm_up: bool) -> Terms:
-    return Terms("model", "float32", 1, 1, 1, 5, warm_up, {})
+    return Terms("model", "float32", 1, None, 1, 1, 5, warm_up, {})
+
+
+def capped(warm_up: bool) -> Terms:
+    return replace(terms(warm_up), max_isa="avx2")
 
 
 def entrant(folder: Path, name: str, body: str = "pass") -> Entrant:
@@ -35,10 +42,10 @@ def entrant(folder: Path, name: str, body: str = "pass") -> Entrant:
     return Entrant(name, (sys.executable, str(script)))
 
 
-def sit(folder: Path, entrants: list[Entrant], *, repeats: int) -> list[str]:
+def sit(folder: Path, entrants: list[Entrant], *, repeats: int, how: Callable[[bool], Terms] = terms) -> list[str]:
     tasks = [Task(name, folder / name, Amount(1, 3, 2, 3, 1), name == "small") for name in ("small", "decode", "chat")]
     told: list[str] = []
-    Sitting(entrants, tasks, terms, folder, 60.0, told.append).run(repeats)
+    Sitting(entrants, tasks, how, folder, 60.0, told.append).run(repeats)
     return [" ".join(line.split()[:3]).rstrip(":") for line in told]
 
 
@@ -62,6 +69,14 @@ def test_a_peer_may_compute_in_a_dtype_of_its_own(tmp_path: Path) -> None:
     sit(tmp_path, [own, peer], repeats=1)
     assert ((tmp_path / "peer.py.log").read_text(), peer.title) == ("warmbfloat16coldbfloat16", "peer in bfloat16")
     assert ((tmp_path / "penstock.py.log").read_text(), own.title) == ("warmcold", "penstock")
+
+
+def test_a_cap_of_the_instruction_set_holds_for_a_peer_and_is_told(tmp_path: Path) -> None:
+    both = [entrant(tmp_path, "penstock"), entrant(tmp_path, "peer")]
+    sit(tmp_path, both, repeats=1, how=capped)
+    assert (tmp_path / "peer.py.log").read_text() == "warmAVX2coldAVX2"
+    assert (tmp_path / "penstock.py.log").read_text() == "warmcold"
+    assert both[1].notes[0].startswith("Penstock is capped at avx2: PyTorch and oneDNN are")
 
 
 def test_a_peer_that_failed_is_not_run_again(tmp_path: Path) -> None:

@@ -41,7 +41,8 @@ def _rates(config: EngineConfig, tell: Tell) -> Rates:
         tell("the limits of a GPU are not measured, so no optimal time is told")
         return Rates()
     try:
-        limits = measure_limits(config.dtype, config.threads or read_machine().cores, is_quick=True)
+        threads = config.threads or read_machine().cores
+        limits = measure_limits(config.dtype, threads, max_isa=config.max_isa, is_quick=True)
     except BenchFailed as error:
         tell(f"no optimal time is told: {error}")
         return Rates()

@@ -3,7 +3,8 @@
 Owns what is timed. Working sets are a quarter larger than the last-level cache, walked through once a pass, so nothing
 is found in a cache; of several passes the fastest counts, for everything that disturbs makes a pass slower. What is
 timed as products and as reading are functions in two tables, so another kernel is one more row there.
-Called with a JSON object {"dtype", "threads", "is_quick"} as its argument; the last line of stdout is the `Limits`.
+Called with a JSON object {"dtype", "threads", "max_isa", "is_quick"} as its argument; the last line of stdout is the
+`Limits`. Under a cap of the instruction set only native loops are timed: PyTorch takes what the processor has.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 from penstock.bench.limits import Ceiling, Limits, last_level_cache_bytes
 from penstock.config import ELEMENT_BYTES, format_bytes, read_machine, wait_passively
@@ -20,7 +22,7 @@ wait_passively()
 import torch  # noqa: E402  OpenMP reads how to wait when torch is loaded
 from torch import Tensor  # noqa: E402
 
-from penstock.kernels.native import open_native  # noqa: E402
+from penstock.kernels.native import Native, open_native  # noqa: E402
 from penstock.weights import dense  # noqa: E402
 
 UNKNOWN_CACHE_BYTES = 512 * 2**20
@@ -32,24 +34,28 @@ PASSES = 3
 LOOP_ROUNDS = 5000  # a tenth of a second, more or less
 
 Pass = Callable[[], object]
-Read = Callable[[Tensor], object]
-
-# float32 [elements]; every element is read once
-READS: dict[str, Read] = {
-    "torch sum": torch.sum,
-    "torch dot": lambda x: torch.dot(x, x),
-    "torch max of int32": lambda x: torch.max(x.view(torch.int32)),
-}
 
 
-def measure(dtype: str, threads: int, *, is_quick: bool = False) -> Limits:
+class Unit(NamedTuple):
+    """What is to be measured: these threads computing in a dtype, with the native kernels under a cap or `without`."""
+
+    dtype: str
+    threads: int
+    max_isa: str | None
+    native: Native | None
+    without: str
+
+
+def measure(dtype: str, threads: int, *, max_isa: str | None = None, is_quick: bool = False) -> Limits:
     """Measure every limit; takes a few seconds a pass. Quick: only the first product that can be made is timed."""
     torch.set_num_threads(threads)
+    opened = open_native(dtype=dtype, threads=threads, max_isa=max_isa)
+    unit = Unit(dtype, threads, max_isa, opened.native, str(opened.why_not))
     size_bytes, note = working_set()
     with torch.inference_mode():
-        gemm = _gemm(dtype, threads, size_bytes, note=note, is_quick=is_quick)
-        read = _read(size_bytes, note)
-    return Limits(dtype, threads, gemm, read, _tile(dtype, threads))
+        gemm = _gemm(unit, size_bytes, note=note, is_quick=is_quick)
+        read = _read(unit, size_bytes, note)
+    return Limits(dtype, threads, gemm, read, _tile(unit), max_isa)
 
 
 def working_set() -> tuple[int, str]:
@@ -62,8 +68,8 @@ def working_set() -> tuple[int, str]:
     return wanted, known
 
 
-def _gemm(dtype: str, threads: int, size_bytes: int, *, note: str, is_quick: bool) -> Ceiling:
-    matrix_bytes = WIDTH * WIDTH * ELEMENT_BYTES[dtype]
+def _gemm(unit: Unit, size_bytes: int, *, note: str, is_quick: bool) -> Ceiling:
+    matrix_bytes = WIDTH * WIDTH * ELEMENT_BYTES[unit.dtype]
     count = max(1, -(-size_bytes // matrix_bytes))
     flops = 2 * ROWS * WIDTH * WIDTH * count
     rates: dict[str, float] = {}
@@ -71,7 +77,7 @@ def _gemm(dtype: str, threads: int, size_bytes: int, *, note: str, is_quick: boo
     for name, product in PRODUCTS.items():
         if is_quick and rates:
             break
-        made = product(dtype, threads, count)
+        made = product(unit, count)
         if isinstance(made, str):
             missing += f"; without {name}: {made}"
         else:
@@ -81,13 +87,12 @@ def _gemm(dtype: str, threads: int, size_bytes: int, *, note: str, is_quick: boo
     return _fastest(rates, how + missing)
 
 
-def _tile(dtype: str, threads: int) -> Ceiling:
+def _tile(unit: Unit) -> Ceiling:
     """Products whose operands never leave the registers and the nearest cache."""
-    opened = open_native(dtype=dtype, threads=threads)
-    native = opened.native
+    native = unit.native
     if native is None:
-        return Ceiling(None, why_not=str(opened.why_not))
-    kind = getattr(torch, dtype)
+        return Ceiling(None, why_not=unit.without)
+    kind = getattr(torch, unit.dtype)
     operations = native.register_loop(LOOP_ROUNDS, dtype=kind)
     seconds = _least_s(lambda: native.register_loop(LOOP_ROUNDS, dtype=kind))
     return Ceiling(
@@ -95,21 +100,21 @@ def _tile(dtype: str, threads: int) -> Ceiling:
     )
 
 
-def _torch_product(dtype: str, threads: int, count: int) -> Pass | str:
-    """A pass over `count` matrices by PyTorch."""
-    torch.set_num_threads(threads)
-    x, matrix = _operands(dtype)
+def _torch_product(unit: Unit, count: int) -> Pass | str:
+    """A pass over `count` matrices by PyTorch; or why not."""
+    if unit.native is not None and unit.max_isa is not None:
+        return f"it would not keep to {unit.max_isa}"
+    x, matrix = _operands(unit.dtype)
     weights = [matrix.clone() for _ in range(count)]
     return lambda: [torch.nn.functional.linear(x, weight) for weight in weights]
 
 
-def _native_product(dtype: str, threads: int, count: int) -> Pass | str:
+def _native_product(unit: Unit, count: int) -> Pass | str:
     """A pass over `count` packed matrices by the native kernels; or why not."""
-    opened = open_native(dtype=dtype, threads=threads)
-    native = opened.native
+    native = unit.native
     if native is None:
-        return str(opened.why_not)
-    x, matrix = _operands(dtype)
+        return unit.without
+    x, matrix = _operands(unit.dtype)
     weights = [native.pack(dense(matrix)) for _ in range(count)]
     return lambda: [native.linear(x, weight) for weight in weights]
 
@@ -120,16 +125,25 @@ def _operands(dtype: str) -> tuple[Tensor, Tensor]:
     return torch.full((ROWS, WIDTH), 0.5, dtype=kind), torch.full((WIDTH, WIDTH), 0.01, dtype=kind)
 
 
-# What is timed as products: a pass made from dtype, threads and number of matrices, or a reason.
-PRODUCTS: dict[str, Callable[[str, int, int], Pass | str]] = {
+# What is timed as products: a pass over a number of matrices, or a reason.
+PRODUCTS: dict[str, Callable[[Unit, int], Pass | str]] = {
     "native linear": _native_product,
     "torch linear": _torch_product,
 }
 
 
-def _read(size_bytes: int, note: str) -> Ceiling:
+def _read(unit: Unit, size_bytes: int, note: str) -> Ceiling:
+    """Every number of float32 x is read once."""
     x = torch.full((size_bytes // 4,), 0.5)
-    rates = {name: x.numel() * 4 / _least_s(read, x) for name, read in READS.items()}
+    reads: dict[str, Pass] = {
+        "torch sum": lambda: torch.sum(x),
+        "torch dot": lambda: torch.dot(x, x),
+        "torch max of int32": lambda: torch.max(x.view(torch.int32)),
+    }
+    native = unit.native
+    if native is not None:
+        reads["native loop"] = lambda: native.read_loop(x)
+    rates = {name: x.numel() * 4 / _least_s(read) for name, read in reads.items()}
     return _fastest(rates, f"{format_bytes(x.numel() * 4)} beside {note}, best of {PASSES} passes")
 
 
@@ -139,12 +153,12 @@ def _fastest(rates: dict[str, float], how: str) -> Ceiling:
     return Ceiling(rates[name], f"{name}{among}: {how}")
 
 
-def _least_s(run: Callable[..., object], *arguments: object) -> float:
+def _least_s(run: Pass) -> float:
     """The seconds of the fastest pass; one pass more warms up."""
     seconds = []
     for _ in range(PASSES + 1):
         started = time.perf_counter()
-        run(*arguments)
+        run()
         seconds.append(time.perf_counter() - started)
     return min(seconds[1:])
 

@@ -25,6 +25,7 @@ from penstock.bench.workloads import USUAL_VOCABULARY, WORKLOADS, amount, build,
 from penstock.checkpoint import Checkpoint, find_checkpoint
 from penstock.config import EngineConfig, Settings, read_machine, resolve
 from penstock.errors import BenchFailed, ConfigError
+from penstock.profile_store import knee_finder
 
 MOST_SEQUENCES = 256
 NAME_WIDTH = max(map(len, WORKLOADS))
@@ -134,7 +135,13 @@ def _config(settings: Settings, checkpoint: Checkpoint, *, most_requests: int) -
         name: getattr(settings, name) for name in ("dtype", "kv_memory_bytes", "token_budget", "threads", "max_isa")
     }
     wanted = Settings(device="cpu", max_sequences=sequences, sources={"max-sequences": "the workloads"}, **asked)
-    return resolve(wanted, machine=read_machine(), spec=checkpoint.spec, stored_dtype=checkpoint.dtype).config
+    return resolve(
+        wanted,
+        machine=read_machine(),
+        spec=checkpoint.spec,
+        stored_dtype=checkpoint.dtype,
+        find_knee=knee_finder(checkpoint.spec),
+    ).config
 
 
 def _threads(config: EngineConfig) -> int:
@@ -146,21 +153,21 @@ def _limits(asked: Asked, config: EngineConfig, tell: Callable[[str], None]) -> 
         return None
     threads = _threads(config)
     if asked.ceilings is not None and asked.ceilings.exists():
-        return read_limits(asked.ceilings, dtype=config.dtype, threads=threads)
+        return read_limits(asked.ceilings, dtype=config.dtype, threads=threads, max_isa=config.max_isa)
     tell("measuring the limits of this machine")
-    limits = measure_limits(config.dtype, threads)
+    limits = measure_limits(config.dtype, threads, max_isa=config.max_isa)
     if asked.ceilings is not None:
         asked.ceilings.write_text(limits.dumps() + "\n", encoding="utf-8")
     return limits
 
 
-def measure_limits(dtype: str, threads: int, *, is_quick: bool = False) -> Limits:
+def measure_limits(dtype: str, threads: int, *, max_isa: str | None = None, is_quick: bool = False) -> Limits:
     """Measure the machine's limits, in a process of its own; quick: with one kind of product only.
 
     Raises:
         BenchFailed: that process ended without them.
     """
-    asked = json.dumps({"dtype": dtype, "threads": threads, "is_quick": is_quick})
+    asked = json.dumps({"dtype": dtype, "threads": threads, "max_isa": max_isa, "is_quick": is_quick})
     command = [sys.executable, "-m", "penstock.bench.ceilings", asked]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -174,6 +181,7 @@ def _terms(
     rates = {
         "flops_per_s": limits.gemm.per_s if limits else None,
         "bytes_per_s": limits.read.per_s if limits else None,
+        "tile_flops_per_s": limits.tile.per_s if limits else None,
     }
 
     def terms(warm_up: bool) -> Terms:  # noqa: FBT001  the only argument of a callback
@@ -181,6 +189,7 @@ def _terms(
             checkpoint=str(checkpoint.folder.resolve()),
             dtype=config.dtype,
             threads=_threads(config),
+            max_isa=config.max_isa,
             kv_bytes=config.kv_memory_bytes,
             max_sequences=config.max_sequences,
             context_tokens=context_tokens,

@@ -34,6 +34,7 @@ class Limits:
         gemm: FLOPs a second of matrix products whose weights come from memory, not from a cache.
         read: bytes a second read from memory.
         tile: FLOPs a second of the matrix unit alone, fed from registers and the nearest cache.
+        max_isa: the cap of the instruction set that they were measured under; None: there was none.
     """
 
     dtype: str
@@ -41,6 +42,7 @@ class Limits:
     gemm: Ceiling
     read: Ceiling
     tile: Ceiling
+    max_isa: str | None = None
 
     def dumps(self) -> str:
         """The limits as JSON."""
@@ -60,22 +62,27 @@ class Limits:
             raise ValueError(f"these are no measured limits: {error}") from None
 
 
-def read_limits(path: Path, *, dtype: str, threads: int) -> Limits:
-    """Limits from a file, measured earlier with the same dtype and number of threads.
+def read_limits(path: Path, *, dtype: str, threads: int, max_isa: str | None) -> Limits:
+    """Limits from a file, measured earlier with the same dtype, number of threads and cap of the instruction set.
 
     Raises:
-        ConfigError: the file has no limits, or those of another dtype or number of threads.
+        ConfigError: the file has no limits, or those of something else.
     """
     try:
         found = Limits.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ConfigError(f"--ceilings {path}: {error}; name a file that is not there, to measure anew") from None
-    if (found.dtype, found.threads) != (dtype, threads):
+    measured, wanted = (found.dtype, found.threads, found.max_isa), (dtype, threads, max_isa)
+    if measured != wanted:
         raise ConfigError(
-            f"--ceilings {path} was measured with {found.dtype} on {found.threads} threads and this bench uses {dtype} "
-            f"on {threads}; name another file, to measure anew"
+            f"--ceilings {path} was measured with {_describe(*measured)} and this bench uses {_describe(*wanted)}; "
+            "name another file, to measure anew"
         )
     return found
+
+
+def _describe(dtype: str, threads: int, max_isa: str | None) -> str:
+    return f"{dtype} on {threads} threads" + (f" up to {max_isa}" if max_isa else "")
 
 
 def last_level_cache_bytes(folder: Path = CACHES) -> int | None:

@@ -48,7 +48,7 @@ class Bench:
     def __init__(self, terms: Terms) -> None:
         checkpoint = find_checkpoint(terms.checkpoint, needs_tokenizer=False)
         self._config = EngineConfig(**terms.penstock["config"])
-        self._rates = (terms.penstock["flops_per_s"], terms.penstock["bytes_per_s"])
+        self._rates = tuple(terms.penstock[name] for name in ("flops_per_s", "bytes_per_s", "tile_flops_per_s"))
         self._spec: DecoderSpec = checkpoint.spec
         self._watch = StepWatch()
         self._engine: Engine = open_engine(checkpoint, self._config, decode=lambda _: "", instruments=self._watch)
@@ -110,7 +110,8 @@ class Bench:
     def _inside(
         self, before: EngineStats, after: EngineStats, costs: list[StepCost], kernels: dict[str, float], wall_s: float
     ) -> Inside:
-        flops_per_s, bytes_per_s = self._rates
+        flops_per_s, bytes_per_s, tile_flops_per_s = self._rates
+        flops = sum(cost.flops for cost in costs)
         least = None
         if flops_per_s and bytes_per_s:
             least = sum(optimal_s(cost, flops_per_s=flops_per_s, bytes_per_s=bytes_per_s) for cost in costs)
@@ -118,9 +119,10 @@ class Bench:
             cached_tokens=after.cached_tokens - before.cached_tokens,
             steps=after.steps - before.steps,
             preemptions=after.preemptions - before.preemptions,
-            flops=sum(cost.flops for cost in costs),
+            flops=flops,
             moved_bytes=sum(cost.moved_bytes for cost in costs),
             optimal_s=least,
+            tile_s=flops / tile_flops_per_s if tile_flops_per_s else None,
             linear_s=kernels["linear"],
             attention_s=kernels["attention"],
             other_s=kernels["other"],

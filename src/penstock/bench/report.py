@@ -15,7 +15,7 @@ from penstock.bench.terms import Task
 from penstock.config import format_bytes
 
 COLUMNS = ("workload", "requests", "seconds", "prompt/s", "computed/s", "cached/s", "output/s", "memory")
-SHARES = ("optimal", "linear", "attention", "other", "python")
+SHARES = ("optimal", "tile", "linear", "attention", "other", "python")
 
 
 def table(tasks: Sequence[Task], entrants: Sequence[Entrant], limits: Limits | None) -> list[str]:
@@ -27,7 +27,10 @@ def table(tasks: Sequence[Task], entrants: Sequence[Entrant], limits: Limits | N
         "",
     ]
     lines += _columns([COLUMNS, *(_speed_row(task, median_run(own.runs[task.name])) for task in tasks)])
-    lines += ["", "where the time went, and how much of it was needed at least:"]
+    lines += [
+        "",
+        "how much of the time was needed at least (tile: the arithmetic as tile products), and where it went:",
+    ]
     lines += _columns([("workload", *SHARES), *(_share_row(task, median_run(own.runs[task.name])) for task in tasks)])
     lines += [
         "",

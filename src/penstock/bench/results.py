@@ -18,7 +18,8 @@ class Inside:
 
     wall_s = linear_s + attention_s + other_s + python_s: the kernel table's ops, and everything else (scheduling,
     building a step, KV writes, sampling, commit). optimal_s: the least time for the steps that ran, see `cost.py`;
-    None where the limits were not measured. Counting costs is not in any of these times.
+    None where the limits were not measured. tile_s: the arithmetic of these steps at the rate of tile products, which
+    no matrix product can pass; None where that was not measured. Counting costs is not in any of these times.
     """
 
     cached_tokens: int
@@ -27,6 +28,7 @@ class Inside:
     flops: int
     moved_bytes: int
     optimal_s: float | None
+    tile_s: float | None
     linear_s: float
     attention_s: float
     other_s: float
@@ -93,8 +95,9 @@ class Run:
             return {}
         parts = {"linear": inside.linear_s, "attention": inside.attention_s, "other": inside.other_s}
         parts |= {"python": inside.python_s}
-        optimal = None if inside.optimal_s is None else inside.optimal_s / self.wall_s
-        return {"optimal_share": optimal} | {f"{name}_share": part / self.wall_s for name, part in parts.items()}
+        least = {"optimal": inside.optimal_s, "tile": inside.tile_s}
+        needed = {f"{name}_share": None if part is None else part / self.wall_s for name, part in least.items()}
+        return needed | {f"{name}_share": part / self.wall_s for name, part in parts.items()}
 
 
 def median_run(runs: Sequence[Run]) -> Run:

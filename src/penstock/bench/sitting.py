@@ -20,6 +20,13 @@ from penstock.errors import BenchFailed
 
 OWN = "penstock"
 
+# What caps PyTorch's kernels and oneDNN's as `max_isa` caps ours: every peer that has PyTorch computes with these.
+CAPS = {
+    "avx2": ("ATEN_CPU_CAPABILITY=avx2", "ONEDNN_MAX_CPU_ISA=AVX2"),
+    "avx512": ("ATEN_CPU_CAPABILITY=avx512", "ONEDNN_MAX_CPU_ISA=AVX512_CORE_VNNI"),
+    "avx512_bf16": ("ATEN_CPU_CAPABILITY=avx512", "ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16"),
+}
+
 
 @dataclass(slots=True)
 class Entrant:
@@ -81,7 +88,8 @@ class Sitting:
         terms_file = self.folder / f"terms-{'warm' if warm_up else 'cold'}.json"
         terms = self.terms(warm_up)
         terms_file.write_text(replace(terms, dtype=entrant.dtype or terms.dtype).dumps(), encoding="utf-8")
-        with Contestant(entrant.name, [*entrant.command, str(terms_file)], timeout_s=self.timeout_s) as running:
+        command = [*_cap(entrant, terms), *entrant.command, str(terms_file)]
+        with Contestant(entrant.name, command, timeout_s=self.timeout_s) as running:
             entrant.ready = running.ready
             entrant.title = str(running.ready.get("title", entrant.name))
             if entrant.dtype is not None:
@@ -93,6 +101,16 @@ class Sitting:
                 run = _run(running, task)
                 entrant.runs.setdefault(task.name, []).append(run)
                 self.tell(f"{label} {task.name:<18} {entrant.title}: {run.timed_s:.2f} s")
+
+
+def _cap(entrant: Entrant, terms: Terms) -> tuple[str, ...]:
+    """What a peer's command begins with to cap its instruction set as far as it can be; what cannot be is noted."""
+    if entrant.name == OWN or terms.max_isa is None:
+        return ()
+    cap = CAPS.get(terms.max_isa)
+    what = "PyTorch and oneDNN are, kernels of its own may not be" if cap else "there is no such cap for it"
+    _note(entrant, [f"Penstock is capped at {terms.max_isa}: {what}"])
+    return ("env", *cap) if cap else ()
 
 
 def _run(running: Contestant, task: Task) -> Run:

@@ -19,13 +19,16 @@ class Terms:
 
     Attributes:
         context_tokens: prompt and output of the longest request.
+        max_isa: the cap of the instruction set, for those that can be capped; None: there is none.
         warm_up: false where the whole process is timed: then do nothing but load.
-        penstock: `config` (the fields of `EngineConfig`), and the limits `flops_per_s` and `bytes_per_s`, or None.
+        penstock: `config` (the fields of `EngineConfig`), and the limits `flops_per_s`, `bytes_per_s`
+            and `tile_flops_per_s`, or None.
     """
 
     checkpoint: str
     dtype: str
     threads: int
+    max_isa: str | None
     kv_bytes: int
     max_sequences: int
     context_tokens: int

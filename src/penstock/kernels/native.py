@@ -47,6 +47,7 @@ _SIGNATURES: dict[str, tuple[type | None, tuple[type, ...]]] = {
     "penstock_draw": (INT, (ADDRESS, ADDRESS)),
     "penstock_layer_seconds": (INT, (ADDRESS, ADDRESS)),
     "penstock_register_loop": (INT, (ADDRESS, COUNT, INT, ADDRESS)),
+    "penstock_read_loop": (INT, (ADDRESS, ADDRESS, COUNT, ADDRESS)),
     "penstock_prefer_huge_pages": (None, (ADDRESS, COUNT)),
 }
 
@@ -190,6 +191,12 @@ class Native:
         """The floating-point operations of a loop that reads nothing but the nearest cache, for whoever times it."""
         found = ctypes.c_double()
         self._call("penstock_register_loop", rounds, TYPES[dtype], ctypes.addressof(found))
+        return found.value
+
+    def read_loop(self, x: Tensor) -> float:
+        """The sum of float32 x, of which every number is read once, for whoever times it."""
+        found = ctypes.c_double()
+        self._call("penstock_read_loop", address(x), x.numel(), ctypes.addressof(found))
         return found.value
 
     def prefer_huge_pages(self, x: Tensor) -> None:

@@ -10,6 +10,7 @@ that begin with the same blocks may be stacked: their queries attend to those to
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -260,12 +261,26 @@ class _Products:
         self._full_rows = full_rows
         self._tables = tables
 
-    def with_cache(self, a: Tensor, cache: Tensor, *, transposed: bool = False) -> Tensor:
-        """a [tiles, kv_heads, rows, x] times the segment's blocks [SEGMENT, width], or that transposed."""
-        padded = functional.pad(a, (0, 0, 0, self._full_rows - a.shape[2]))
-        groups = zip(
-            _groups(padded.flatten(0, 1), MATRICES), _groups(self._gather(cache).flatten(0, 1), MATRICES), strict=True
-        )
+    def with_keys(self, queries: Tensor, keys: Tensor) -> Tensor:
+        """queries [tiles, kv_heads, rows, width] times the segment's keys: [tiles, kv_heads, rows, SEGMENT]."""
+        return self._multiply(queries, self._gather(keys), transposed=True)
+
+    def with_values(self, weights: Tensor, values: Tensor, visible: Tensor) -> Tensor:
+        """weights [tiles, kv_heads, rows, SEGMENT] times the segment's values: [tiles, kv_heads, rows, width].
+
+        Nothing times what is not finite is not nothing: such a value makes no number of those rows that see its key.
+        """
+        gathered = self._gather(values)
+        finite = gathered.isfinite()
+        if finite.all():
+            return self._multiply(weights, gathered)
+        reached = self._multiply(visible.float().expand_as(weights), (~finite).float()) > 0.0
+        return torch.where(reached, math.nan, self._multiply(weights, torch.where(finite, gathered, 0.0)))
+
+    def _multiply(self, a: Tensor, b: Tensor, *, transposed: bool = False) -> Tensor:
+        """a [tiles, kv_heads, rows, x] times b [tiles, kv_heads, x, y], or that transposed."""
+        padded = functional.pad(a, (0, 0, 0, self._full_rows - a.shape[2])).flatten(0, 1)
+        groups = zip(_groups(padded, MATRICES), _groups(b.flatten(0, 1), MATRICES), strict=True)
         out = torch.cat([torch.bmm(x, y.transpose(1, 2) if transposed else y) for x, y in groups])
         return out[: a.shape[0] * a.shape[1], : a.shape[2]].view(*a.shape[:3], -1)
 
@@ -290,14 +305,14 @@ def _reduce_segment(
     if scoring.window is not None:
         visible &= key_at > positions[:, :, None] - scoring.window
     visible = visible.repeat_interleave(grouped.shape[2] // positions.shape[1], dim=1)[:, None]
-    scores = products.with_cache(grouped, keys, transposed=True)
+    scores = products.with_keys(grouped, keys)
     if scoring.cap is not None:
         scores = tanh(scores / scoring.cap) * scoring.cap
     scores = torch.where(visible, scores, NEGATIVE_INFINITY)
     highest = scores.amax(dim=-1, keepdim=True)
     anchor = torch.where(highest != NEGATIVE_INFINITY, highest, 0.0)  # NaN stays NaN: it must reach the logits
     weights = torch.where(visible, exp(scores - anchor), 0.0)
-    return _Partial(highest, tree_sum(weights), products.with_cache(weights, values))
+    return _Partial(highest, tree_sum(weights), products.with_values(weights, values, visible))
 
 
 def _merge(state: _Partial, partial: _Partial) -> _Partial:

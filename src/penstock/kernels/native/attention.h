@@ -78,18 +78,31 @@ struct Segment {
 // The queries of a tile that share a key head, one below the other: row r is query r / group, head r % group.
 struct Tile {
     const Attention& a;
-    int64_t tile, head, group, count, height, padded;  // count queries make `height` rows, of `padded`
+    int64_t tile, head, group, first, count, last;  // its queries are `count` from `first` on; `last`: behind its keys
+    int64_t height, padded;                         // they make `height` rows, of `padded`
 
     Tile(const Attention& all, int64_t number, int64_t kv_head, int64_t multiple)
-        : a(all), tile(number), head(kv_head), group(all.heads / all.kv_heads), count(0) {
+        : a(all), tile(number), head(kv_head), group(all.heads / all.kv_heads), first(0), count(0), last(a.ends[tile]) {
         while (count < a.queries && positions()[count] >= 0) ++count;
+        stack(multiple);
+    }
+    // One of its queries, with the keys that it sees.
+    Tile only(int64_t query, int64_t multiple) const {
+        Tile one = *this;
+        one.first = query;
+        one.count = 1;
+        one.last = std::min(last, one.positions()[0] + 1);
+        one.stack(multiple);
+        return one;
+    }
+    void stack(int64_t multiple) {
         height = count * group;
         padded = ceil_div(height, multiple) * multiple;
     }
-    const int64_t* positions() const { return a.positions + tile * a.queries; }
+    const int64_t* positions() const { return a.positions + tile * a.queries + first; }
     const int64_t* table() const { return a.tables + tile * a.table_blocks; }
     int64_t begin() const { return a.begins[tile]; }
-    int64_t end() const { return a.ends[tile]; }
+    int64_t end() const { return last; }
     int64_t position(int64_t row) const { return positions()[row / group]; }
     // The first position that a row sees, or that any row of the tile does.
     int64_t lowest(int64_t row) const { return a.window ? std::max<int64_t>(0, position(row) - a.window + 1) : 0; }
@@ -101,7 +114,7 @@ struct Tile {
     // Where the first segment begins that is left for the tile.
     int64_t start() const { return std::max(begin(), lowest() / SEGMENT * SEGMENT); }
     bool sees(int64_t row, int64_t from, int64_t to) const { return position(row) >= from && lowest(row) < to; }
-    int64_t step_row(int64_t row) const { return a.rows[tile * a.queries + row / group]; }
+    int64_t step_row(int64_t row) const { return a.rows[tile * a.queries + first + row / group]; }
     int64_t query_head(int64_t row) const { return head * group + row % group; }
     // Where a row's numbers lie in the query, or in the output.
     int64_t offset(int64_t row, int64_t stride) const { return step_row(row) * stride + query_head(row) * a.width; }
@@ -284,6 +297,35 @@ void attend_tile(const Tile& tile, Space<Unit> space, const Segment<T>& after) {
     for (int64_t r = 0; r < tile.height; ++r) a.kept ? keep_state(tile, space, r) : put_out<Unit, T>(tile, space, r);
 }
 
+// Are all values of positions `from` .. `to` finite?
+template <class T>
+bool are_finite(const Tile& tile, int64_t from, int64_t to) {
+    Vec differences{};
+    for (int64_t start = std::max(tile.begin(), from / SEGMENT * SEGMENT); start < to; start += SEGMENT) {
+        const Segment<T> segment = tile.template segment<T>(start);
+        for (int64_t at = std::max<int64_t>(from - start, 0); at < at_most(to - start, SEGMENT); ++at)
+            for (int64_t i = 0; i < tile.a.width; i += LANES) {
+                const Vec values = segment.load(tile.a.values, at, i);
+                differences += values - values;
+            }
+    }
+    bool found = true;
+    for (int lane = 0; lane < LANES; ++lane) found &= differences[lane] == 0.0F;
+    return found;
+}
+
+// A value weighs nothing for a query that does not see its key; but nothing times what is not finite is not nothing.
+// So where some queries see such a value and others do not, each goes alone.
+template <class T>
+bool may_go_together(const Tile& tile) {
+    int64_t all_from = tile.start(), all_to = tile.end();
+    for (int64_t query = 0; query < tile.count; ++query) {
+        all_from = std::max(all_from, tile.lowest(query * tile.group));
+        all_to = std::min(all_to, tile.positions()[query] + 1);
+    }
+    return are_finite<T>(tile, tile.start(), all_from) && are_finite<T>(tile, all_to, tile.end());
+}
+
 // Number `task` of all tiles and key heads of some sets.
 template <class Unit>
 Tile tile_of(const Attention* sets, int64_t task) {
@@ -300,13 +342,21 @@ void attend_all(Context& context, const Attention* sets, int64_t count) {
         bytes = std::max(bytes, Space<Unit>::bytes(*a));
     }
     context.reserve_own(bytes);
+    const int threads = context.pool.threads();
     context.pool.run(tasks, [&](Tasks& all, int thread) {
         Unit::begin();
-        for (int64_t task = all.take(), following; task >= 0; task = following) {
-            following = all.take();  // early, to know what to fetch
+        for (int64_t task = all.take(), following; task >= 0; task = following < 0 ? all.take() : following) {
+            // Early, to know what to fetch; not where another thread would go without.
+            following = all.left() >= threads ? all.take() : -1;
             const Tile tile = tile_of<Unit>(sets, task), later = tile_of<Unit>(sets, following < 0 ? task : following);
             const Segment<T> after = later.template segment<T>(following < 0 ? later.end() : later.start());
-            attend_tile<Unit, T>(tile, Space<Unit>(tile.a, context.own_array<float>(thread)), after);
+            const Space<Unit> space(tile.a, context.own_array<float>(thread));
+            if (tile.count == 1 || may_go_together<T>(tile)) {
+                attend_tile<Unit, T>(tile, space, after);
+                continue;
+            }
+            for (int64_t query = 0; query < tile.count; ++query)
+                attend_tile<Unit, T>(tile.only(query, Unit::ROWS), space, after);
         }
         Unit::end();
     });

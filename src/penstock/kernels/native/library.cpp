@@ -4,6 +4,7 @@
 #include <new>
 #include <system_error>
 
+#include "float_state.h"
 #include "layer.h"
 #include "ops.h"
 #include "packing.h"
@@ -34,6 +35,7 @@ template <class Body>
 int guarded(Context* context, Body&& body) {
     if (getpid() != context->owner) return FORKED;
     std::lock_guard<std::mutex> lock(context->in_use);
+    const FloatState state;
     try {
         body();
     } catch (const std::bad_alloc&) {
@@ -104,6 +106,11 @@ PENSTOCK_API int penstock_draw(Context* context, const Draws* draws) {
 // Products with operands in registers and the first-level cache, to be timed; gives their operations.
 PENSTOCK_API int penstock_register_loop(Context* context, int64_t rounds, int type, double* operations) {
     return guarded(context, [&] { *operations = context->kernels.register_loop[type](*context, rounds); });
+}
+
+// All of memory [count] read once, to be timed; gives the sum of its numbers.
+PENSTOCK_API int penstock_read_loop(Context* context, const float* memory, int64_t count, double* sum) {
+    return guarded(context, [&] { *sum = context->kernels.read_loop(*context, memory, count); });
 }
 
 PENSTOCK_API void penstock_prefer_huge_pages(void* start, int64_t bytes) {

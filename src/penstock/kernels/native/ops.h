@@ -120,7 +120,8 @@ struct Kernels {
     void (*heads[2])(Context&, const Heads&);
     void (*attention[2])(Context&, const Attention* sets, int64_t count);
     void (*draw)(Context&, const Draws&);
-    double (*register_loop[2])(Context&, int64_t rounds);  // only to be timed: see register_loop.h
+    double (*register_loop[2])(Context&, int64_t rounds);                // only to be timed: see register_loop.h
+    double (*read_loop)(Context&, const float* memory, int64_t count);  // and read_loop.h
 };
 
 Kernels portable_kernels();

@@ -2,6 +2,8 @@
 
 #include <chrono>
 
+#include "float_state.h"
+
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -17,23 +19,6 @@ constexpr int LOOKS_AT_ONCE = 64;  // between two looks at the clock
 void pause_briefly() {
 #if defined(__x86_64__)
     _mm_pause();
-#endif
-}
-
-// The rounding mode and the treatment of denormal numbers are a thread's own: a worker takes the caller's.
-unsigned get_float_state() {
-#if defined(__x86_64__)
-    return _mm_getcsr() & ~0x3fU;  // without the sticky exception flags
-#else
-    return 0;
-#endif
-}
-
-void set_float_state(unsigned state) {
-#if defined(__x86_64__)
-    _mm_setcsr(state);
-#else
-    (void)state;
 #endif
 }
 
@@ -58,6 +43,11 @@ int64_t Tasks::take() {
     return task < count_ ? task : -1;
 }
 
+int64_t Tasks::left() const {
+    const int64_t next = next_.load(std::memory_order_relaxed);
+    return next < count_ ? count_ - next : 0;
+}
+
 Pool::Pool(int threads) {
     for (int thread = 1; thread < threads; ++thread) workers_.emplace_back([this, thread] { serve(thread); });
 }
@@ -79,7 +69,6 @@ void Pool::start(const Call& call, int64_t count) {
     {
         std::lock_guard<std::mutex> lock(mutex_);
         call_ = call;
-        float_state_ = get_float_state();
         busy_.store(static_cast<int>(workers_.size()), std::memory_order_relaxed);
         calls_.fetch_add(1, std::memory_order_release);
     }
@@ -106,9 +95,9 @@ bool Pool::await_call(uint64_t seen) {
 }
 
 void Pool::serve(int thread) {
+    const FloatState state;
     for (uint64_t seen = 0; await_call(seen);) {
         ++seen;  // no call begins before the last one has ended on every worker
-        set_float_state(float_state_);
         call_.invoke(call_.body, *call_.tasks, thread);
         if (busy_.fetch_sub(1, std::memory_order_acq_rel) == 1) {
             std::lock_guard<std::mutex> lock(mutex_);

@@ -17,6 +17,8 @@ class Tasks {
     explicit Tasks(int64_t count);
     // The next task's number, or -1 when all are taken.
     int64_t take();
+    // How many are left to take.
+    int64_t left() const;
 
   private:
     const int64_t count_;
@@ -67,7 +69,6 @@ class Pool {
     std::atomic<int> busy_{0};
     std::atomic<bool> stopping_{false};
     Call call_{};
-    unsigned float_state_ = 0;
 };
 
 }  // namespace penstock

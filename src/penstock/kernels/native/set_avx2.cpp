@@ -2,6 +2,7 @@
 #include "attention_vector.h"
 #include "draw.h"
 #include "gemm_vector.h"
+#include "read_loop.h"
 
 namespace penstock {
 
@@ -13,6 +14,7 @@ Kernels avx2_kernels() {
         {attention<float>, attention<uint16_t>},
         draw_rows,
         {register_loop<WideUnit<float>>, register_loop<WideUnit<float>>},
+        read_loop,
     };
 }
 
