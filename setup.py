@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import platform
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 from typing import ClassVar
 
@@ -78,14 +80,17 @@ class BuildLibrary(build_ext):
     def build_extension(self, ext: Extension) -> None:
         """Compile and link."""
         extra = SANITIZE if self.sanitize else []
-        objects: list[str] = []
         compiler = os.environ.get("CXX", "g++")
         self.compiler.set_executable("compiler_so_cxx", compiler)
         self.compiler.set_executable("compiler_so", compiler)
-        for path, flags in files(emulate=self.emulate).items():
-            objects += self.compiler.compile(
-                [str(path)], output_dir=self.build_temp, extra_postargs=[*FLAGS, *flags, *extra], depends=ext.depends
-            )
+
+        def compile_file(path: Path, flags: list[str]) -> list[str]:
+            arguments = [*FLAGS, *flags, *extra]
+            return self.compiler.compile([str(path)], self.build_temp, extra_postargs=arguments, depends=ext.depends)
+
+        with ThreadPoolExecutor(os.cpu_count()) as cores:
+            found = files(emulate=self.emulate)
+            objects = [*chain.from_iterable(cores.map(compile_file, found, found.values()))]
         target = self.get_ext_fullpath(ext.name)
         Path(target).parent.mkdir(parents=True, exist_ok=True)
         self.compiler.set_executable("linker_so", f"{compiler} -shared")
