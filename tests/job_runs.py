@@ -110,6 +110,7 @@ class ToyEngine:
             num_waiting=0,
             num_running=len(self.live),
             kv_used_tokens=len(self.live),
+            kv_kept_tokens=3,
             kv_total_tokens=100,
             computed_tokens=self.computed_tokens,
             decode_tokens=self.decode_tokens,

@@ -27,7 +27,7 @@ PREDICTION = Prediction(
 )
 
 
-def sample(at_s: float, rows: int, **fields: float) -> Sample:
+def sample(at_s: float, rows: int, **fields: float | None) -> Sample:
     """A sample whose seconds add up to 90 % of `at_s`, and whose counts grow with it."""
     known = {
         "steps": round(at_s * 10),
@@ -37,6 +37,7 @@ def sample(at_s: float, rows: int, **fields: float) -> Sample:
         "output_tokens": round(at_s * 5),
         "preemptions": 0,
         "kv_used_tokens": round(at_s * 10),
+        "kv_kept_tokens": round(at_s * 20),
         "kv_total_tokens": 1000,
         "running": 2,
         "waiting": 1,

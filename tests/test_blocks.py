@@ -24,6 +24,7 @@ def test_the_last_user_leaves_a_kept_block_idle_and_another_free() -> None:
     pool.release(kept)
     assert pool.counts() == PoolCounts(free=2, idle=1, used=0, total=3)
     assert pool.num_available == 3
+    assert pool.num_idle == 1
 
 
 def test_idle_blocks_are_evicted_in_the_order_in_which_they_were_let_go() -> None:

@@ -160,6 +160,17 @@ def test_a_row_that_does_not_fit_alone_becomes_an_error() -> None:
     assert "out of memory for this row alone" in failure.error.message
 
 
+def test_what_a_finished_request_leaves_in_the_kv_memory_counts_as_kept_until_another_uses_it() -> None:
+    e = engine()
+    e.add(request(1, 2, 3, 4, 5, 6, 7, 8, 9, max_tokens=1))
+    assert (e.stats().kv_used_tokens, e.stats().kv_kept_tokens) == (0, 0)
+    run(e)
+    assert (e.stats().kv_used_tokens, e.stats().kv_kept_tokens) == (0, 12)
+    e.add(request(1, 2, 3, 4, 5, 6, 7, 8, 9, max_tokens=3))
+    e.step()
+    assert (e.stats().kv_used_tokens, e.stats().kv_kept_tokens) == (12, 4)
+
+
 def test_an_aborted_request_leaves_nothing_behind() -> None:
     e = engine()
     number = e.add(request(1, 2, 3, 4, 5))

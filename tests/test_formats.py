@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import random
 import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ from hypothesis import strategies as st
 
 from penstock.errors import Refused
 from penstock.jobs import formats
-from penstock.jobs.formats import InputLine, LineReader, digest, read_lines
+from penstock.jobs.formats import InputLine, LineReader, about_rows, digest, read_lines
 
 
 def zstd(data: bytes) -> bytes:
@@ -125,6 +127,17 @@ def test_a_huge_line_does_not_take_its_size_in_memory(path: Path, monkeypatch: p
         assert tracemalloc.get_traced_memory()[1] < 2**22
     finally:
         tracemalloc.stop()
+
+
+@pytest.mark.parametrize("compress", [bytes, gzip.compress, zstd])
+def test_the_rows_of_a_file_are_reckoned_from_its_beginning(path: Path, compress: Callable[[bytes], bytes]) -> None:
+    draw = random.Random(1)
+    path.write_bytes(compress(b"".join(b"%d\n" % draw.getrandbits(2000) for _ in range(6000))))
+    assert about_rows(path) == pytest.approx(6000, rel=0.1)
+    path.write_bytes(compress(b"one\ntwo"))
+    assert about_rows(path) == 2
+    with pytest.raises(Refused, match="cannot be read"):
+        about_rows(path.with_name("absent"))
 
 
 def test_the_digest_is_that_of_the_bytes_on_disk(path: Path) -> None:

@@ -16,7 +16,17 @@ import pytest
 
 from penstock.config import Machine, Resolved, Settings, format_bytes, parse_bytes, resident_bytes, resolve
 from penstock.errors import ConfigError
-from penstock.memory import FEWEST_KV_TOKENS, OTHER_BYTES, PLAN_BYTES, Linear, Shape, footprint, layer_linears
+from penstock.memory import (
+    FEWEST_KV_TOKENS,
+    OTHER_BYTES,
+    PLAN_BYTES,
+    ROW_BYTES,
+    SORT_BYTES,
+    Linear,
+    Shape,
+    footprint,
+    layer_linears,
+)
 from penstock.models.spec import DecoderSpec
 from tests.job_runs import row, write_rows
 
@@ -53,7 +63,7 @@ def test_weights_are_counted_as_they_are_packed() -> None:
 
 
 def test_the_parts_of_a_run_and_the_kv_that_a_limit_leaves_add_up_to_the_limit() -> None:
-    parts = footprint(QWEN, SHAPE, process_bytes=230 * MIB, peak_bytes=240 * MIB)
+    parts = footprint(QWEN, SHAPE, process_bytes=230 * MIB, peak_bytes=240 * MIB, rows=1000)
     matrices = QWEN.vocab * QWEN.hidden + 28 * sum(w.out * w.inner for w in layer_linears(QWEN))
     assert 0 < parts.weights - 2 * matrices < 50 * MIB  # norms, and the rotary table twice
     kv = parts.kv_bytes(3 * GIB)
@@ -62,6 +72,7 @@ def test_the_parts_of_a_run_and_the_kv_that_a_limit_leaves_add_up_to_the_limit()
         230 * MIB
         + OTHER_BYTES
         + PLAN_BYTES
+        + ROW_BYTES * 1000
         + parts.weights
         + parts.workspace
         + (kv // parts.block_kv + 1) * parts.block
@@ -70,25 +81,34 @@ def test_the_parts_of_a_run_and_the_kv_that_a_limit_leaves_add_up_to_the_limit()
 
 
 def test_the_smallest_limit_leaves_kv_that_answers_rows_and_one_byte_less_does_not() -> None:
-    parts = footprint(QWEN, SHAPE, process_bytes=230 * MIB, peak_bytes=240 * MIB)
+    parts = footprint(QWEN, SHAPE, process_bytes=230 * MIB, peak_bytes=240 * MIB, rows=0)
     tokens = FEWEST_KV_TOKENS // 16
     assert parts.kv_bytes(parts.smallest) == tokens * parts.block_kv
     assert parts.kv_bytes(parts.smallest - 1) == (tokens - 1) * parts.block_kv
 
 
+def test_what_planning_takes_beside_the_weights_counts_and_grows_with_the_rows() -> None:
+    few, many = (footprint(QWEN, SHAPE, process_bytes=0, peak_bytes=0, rows=rows) for rows in (0, 10**7))
+    assert many.kv_bytes(4 * GIB) < few.kv_bytes(4 * GIB) - ROW_BYTES * 10**7 * 0.9
+    tiny = replace(few, workspace=0, block=0)
+    assert tiny.smallest == OTHER_BYTES + tiny.weights + PLAN_BYTES + SORT_BYTES
+
+
 def test_reading_a_table_takes_its_source_and_its_packed_form_at_once() -> None:
-    parts = footprint(QWEN, SHAPE, process_bytes=0, peak_bytes=0)
+    parts = footprint(QWEN, SHAPE, process_bytes=0, peak_bytes=0, rows=0)
     assert parts.loading < parts.weights + 100 * MIB  # the table comes first, beside nothing
-    untied = footprint(replace(QWEN, tied=False), SHAPE, process_bytes=0, peak_bytes=0)
+    untied = footprint(replace(QWEN, tied=False), SHAPE, process_bytes=0, peak_bytes=0, rows=0)
     table = QWEN.vocab * QWEN.hidden * 2
     assert untied.weights - parts.weights == table
-    wide = footprint(QWEN, SHAPE._replace(stored_bytes=4), process_bytes=0, peak_bytes=0)
+    wide = footprint(QWEN, SHAPE._replace(stored_bytes=4), process_bytes=0, peak_bytes=0, rows=0)
     assert wide.loading >= parts.loading
 
 
 @pytest.mark.parametrize("change", [{"token_budget": 4096}, {"sequences": 512}, {"threads": 16}, {"is_native": False}])
 def test_a_larger_step_leaves_less_for_kv(change: dict[str, Any]) -> None:
-    small, large = (footprint(QWEN, s, process_bytes=0, peak_bytes=0) for s in (SHAPE, SHAPE._replace(**change)))
+    small, large = (
+        footprint(QWEN, s, process_bytes=0, peak_bytes=0, rows=0) for s in (SHAPE, SHAPE._replace(**change))
+    )
     assert large.workspace > small.workspace
     assert large.kv_bytes(4 * GIB) < small.kv_bytes(4 * GIB)
 

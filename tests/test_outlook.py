@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from penstock.differences import Text
 from penstock.jobs.advice import Advice, advise, texts_of
 from penstock.jobs.outlook import Outlook, PlannedJob, Price, is_fixed, look_ahead
 from penstock.jobs.plan_file import remove_plan
@@ -41,7 +42,7 @@ class Letters:
             tokens = tuple(asks.prompt.encode())
         else:
             texts = texts_of(asks.prompt)
-            tokens = tuple("|".join("\n".join(t.lines) for t in texts or ()).encode()) or asks.prompt  # type: ignore[assignment]
+            tokens = tuple("|".join(text.content for text in texts or ()).encode()) or asks.prompt  # type: ignore[assignment]
         return Request((TokenSpan(tokens),), asks.params)
 
     def key(self) -> str:
@@ -150,13 +151,60 @@ def test_a_date_before_a_long_system_prompt_is_what_would_help_most(tmp_path: Pa
     rows = [chat(n, f"It is 21:{n:02}.{rules}") for n in range(24)]
     found = look(tmp_path, rows)
     first = found.advice[0]
-    assert first.text.startswith("line 1 of the system message ('It is 21:")
-    assert "differs in every row; after it 8" in first.text
+    assert first.text.startswith("line 1 of the system message ('21:")
+    assert "differs in every row; after it 90% of the prompt is shared" in first.text
     assert first.saved_share > 0.5
     assert first.saved_s == pytest.approx(first.saved_share * found.forecast.seconds)
     better = look(tmp_path, [chat(n, f"{rules}") for n in range(24)])
     assert not any("message" in advice.text for advice in better.advice)
     assert better.forecast.seconds < found.forecast.seconds
+
+
+LONG = "You sort the questions of customers. Name the topic in one word, then the tone in one word, and nothing else."
+
+
+@pytest.mark.parametrize(
+    ("text_of", "told"),
+    [
+        (lambda n: f"Today is 2026-{n % 12 + 1:02}-{n + 1:02}. {LONG}", "line 1 of the prompt ('2026-"),
+        (
+            lambda n: "\n".join(f"{n * 31 % 97} seats of {n * 17 % 89}" for _ in range(1 + n % 3)) + f"\n\n{LONG}",
+            "the prompt from line 1 on ('",
+        ),
+    ],
+)
+def test_what_differs_before_a_long_instruction_is_told_and_what_moving_it_saves(
+    tmp_path: Path, text_of: Callable[[int], str], told: str
+) -> None:
+    """A date within a line, and a document of several lines; bad rows among them change nothing."""
+    rows = [row(f"r{n}", text_of(n), max_tokens=2, **GREEDY) for n in range(30)]
+    found, among_bad = (look(tmp_path, given) for given in (rows, [*rows[:10], "{", "[]", *rows[10:], rows[0]]))
+    advice = outlook_as_json(found, profile())["advice"]
+    assert isinstance(advice, list)
+    assert told in advice[0]["text"]
+    assert "of the prompt is shared: move what differs to the end" in advice[0]["text"]
+    assert advice[0]["saved_share"] > 0.3
+    assert among_bad.totals.bad_rows == 3
+    assert among_bad.advice[0] == found.advice[0]
+    better = look(tmp_path, [row(f"r{n}", f"{LONG} {text_of(n).replace(LONG, '')}", **GREEDY) for n in range(30)])
+    assert not any("move what differs" in advice.text for advice in better.advice)
+
+
+@pytest.mark.parametrize(("new_tokens", "is_told"), [(125, True), (6, False)])
+def test_a_date_that_thousands_of_rows_have_in_common_is_not_told(new_tokens: int, *, is_told: bool) -> None:
+    """In a sample it differs in every row; where the whole job has few new tokens a row, what follows it is shared."""
+    asked = [parse_row(row(f"r{n}", f"Day {n}. {LONG} Row {n}", max_tokens=1, **GREEDY).encode()) for n in range(30)]
+
+    class Job:
+        repeated = Sums()
+        outlines = Outlines([Outline(130, new_tokens, 1)] * 30)
+        sample = asked
+
+        def load(self, first: int, last: int) -> list[SimRow]:
+            return [SimRow((n, *range(99)), 1, SamplingParams(max_tokens=1)) for n in range(first, last)]
+
+    found = advise(Job(), terms=terms(), setup=Letters(), seconds=100.0)
+    assert any("move what differs" in one.text for one in found) is is_told
 
 
 def test_more_memory_is_advised_where_rows_wait_for_it(tmp_path: Path) -> None:
@@ -227,8 +275,5 @@ def test_prompts_as_texts() -> None:
     assert texts_of((1, 2)) is None
     asks = parse_row(row("a", "one\ntwo").encode())
     found = texts_of(asks.prompt)
-    assert found is not None
-    assert found[0].lines == ("one", "two")
-    messages = texts_of((Message("user", "a\nb"),))
-    assert messages is not None
-    assert messages[0].role == "user"
+    assert found == (Text("prompt", "one\ntwo"),)
+    assert texts_of((Message("user", "a\nb"),)) == (Text("user", "a\nb"),)

@@ -200,6 +200,24 @@ def test_a_worker_that_dies_loses_its_batch_and_no_other(monkeypatch: pytest.Mon
         workers.close()
 
 
+def test_there_are_no_more_workers_than_memory_has_room_for() -> None:
+    """By what the first one takes: with room for two and a half of it there are two, with room for none still one."""
+    for spare_bytes, number in ((0, 1), (None, 2)):
+        workers = Workers(SETUP, 2, spare_bytes=spare_bytes)
+        try:
+            assert len(workers) == number
+            taken = workers._first_bytes()
+        finally:
+            workers.close()
+    workers = Workers(SETUP, 8, spare_bytes=taken * 5 // 2)
+    try:
+        assert len(workers) == 2
+        batches = [[InputLine(i, i + 1, line(i, [i + 1]), i * 100)] for i in range(5)]
+        assert [row.row for batch in workers.prepare(iter(batches)) for row in batch.rows] == list(range(5))
+    finally:
+        workers.close()
+
+
 def test_workers_end_with_the_process_that_started_them() -> None:
     workers = Workers(SETUP, 1)
     [worker] = workers._workers

@@ -163,6 +163,26 @@ def test_a_resumed_job_shows_each_run_behind_the_other(tmp_path: Path) -> None:
     assert [round(4 * y / heights[-1]) for y in heights] == [0, 1, 2, 3, 4]
 
 
+def test_the_kv_memory_is_drawn_as_running_sequences_kept_prefixes_and_what_is_free(tmp_path: Path) -> None:
+    path = whole_job(tmp_path)
+    html = page(gather(path), job=path)
+    for style, top in (("kv", 90), ("kept", 70), ("free", 0)):  # at the last sample 10 % and 20 % of it, and the rest
+        [outline] = re.findall(rf'<path class="fill {style}" d="M([^"]*) Z"', html)
+        points = [tuple(map(float, point.split())) for point in outline.split(" L")]
+        assert min(y for x, y in points if x == 1000 and y < 400) == 4 * top
+        assert f'<span class="key area {style}">' in html
+    assert "not recorded" not in words(html)
+
+
+def test_kept_prefixes_that_an_older_job_did_not_record_are_not_drawn_as_free(tmp_path: Path) -> None:
+    old, new = sample(1.0, 1, kv_kept_tokens=None), sample(1.0, 1)
+    path = made_job(tmp_path, MadeRun([old], [answer(0)], outcome=None), MadeRun([new], [answer(1)]), rows=2)
+    html = page(gather(path), job=path)
+    assert "Run 1: how much kept prefixes took was not recorded." in words(html)
+    assert '<path class="fill kv"' in html
+    assert '<path class="fill free"' not in html
+
+
 def test_what_rows_and_names_say_does_nothing(tmp_path: Path) -> None:
     results = [error(0, "internal", HOSTILE)]
     path = made_job(tmp_path, MadeRun([sample(1.0, 1)], results), rows=1, model=HOSTILE)

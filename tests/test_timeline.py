@@ -29,7 +29,7 @@ from penstock.jobs.timeline import (
 )
 from penstock.jobs.timing import Timer
 from tests.job_runs import PROGRAM, REPOSITORY, ToyEngine, ToyModel, job_at, row, run_job, write_rows
-from tests.report_jobs import IDENTITY, PREDICTION, made_job
+from tests.report_jobs import IDENTITY, PREDICTION, MadeRun, made_job, sample
 
 
 class Clock:
@@ -96,6 +96,7 @@ def test_a_sample_tells_the_counts_of_the_engine_and_the_seconds_of_the_phases(s
             output_tokens=21,
             preemptions=0,
             kv_used_tokens=0,
+            kv_kept_tokens=3,
             kv_total_tokens=100,
             running=0,
             waiting=0,
@@ -173,6 +174,18 @@ def test_a_job_of_before_has_runs_without_a_timeline(tmp_path: Path) -> None:
     with closing(Store.open(path)) as store:  # and is brought up to date when it is written to
         assert store.database.schema() == len(MIGRATIONS) >= SCHEMA
         assert histories(store) == [History(1, None, None, (), None)]
+
+
+def test_a_job_of_before_kept_prefixes_were_recorded_can_be_read_and_goes_on(tmp_path: Path) -> None:
+    path = made_job(tmp_path, MadeRun([sample(1.0, 1)]), rows=1)
+    with closing(sqlite3.connect(path)) as other:
+        other.executescript("ALTER TABLE samples DROP COLUMN kv_kept_tokens; PRAGMA user_version = 2")
+    old = sample(1.0, 1, kv_kept_tokens=None)
+    with closing(Store.look(path)) as store:
+        assert histories(store)[0].samples == (old,)
+    with closing(Store.open(path)) as store:
+        assert store.database.schema() == len(MIGRATIONS)
+        assert histories(store)[0].samples == (old,)
 
 
 def test_a_job_records_itself(tmp_path: Path) -> None:

@@ -92,6 +92,11 @@ class BlockPool:
         """Blocks that can be had without taking one from a sequence: free or idle."""
         return len(self._free) + len(self._idle)
 
+    @property
+    def num_idle(self) -> int:
+        """Blocks that no sequence uses and whose content is kept."""
+        return len(self._idle)
+
     def counts(self) -> PoolCounts:
         """The number of blocks in each state, counted afresh."""
         used = sum(1 for references in self._references if references)

@@ -76,17 +76,25 @@ def _plan(flags: argparse.Namespace) -> int:
     from penstock.checkpoint import find_checkpoint
     from penstock.jobs.loading import CheckpointModel
     from penstock.jobs.outlook import Price, look_ahead
-    from penstock.jobs.planning import Planning, make_plan, num_cores
+    from penstock.jobs.planning import Planning, make_plan, num_cores, spare_bytes, with_rows
     from penstock.plan_report import describe_outlook, outlook_as_json
     from penstock.simulation import Terms
 
     checkpoint = find_checkpoint(settings.model)
-    model = CheckpointModel(checkpoint, settings)
+    model = CheckpointModel(checkpoint, with_rows(settings, flags.input))
     profile = _profile(checkpoint, model.resolved().config)
     resolved = model.resolved()  # with the knee of the profile
     setup = model.setup(settings.seed or 0)
     with tempfile.TemporaryDirectory(prefix="penstock-plan-") as folder:
-        planning = Planning(flags.input, setup, "only looked at", num_cores(), lambda rows: None)
+        planning = Planning(
+            flags.input,
+            setup,
+            "only looked at",
+            num_cores(),
+            lambda rows: None,
+            spare_bytes=spare_bytes(settings.memory_bytes),
+            note=_tell,
+        )
         started_s = time.monotonic()
         plan, lost = make_plan(Path(folder) / "plan", planning)
         reading_s = time.monotonic() - started_s

@@ -86,13 +86,14 @@ def _run(flags: argparse.Namespace) -> int:
         raise ConfigError("no model was named; give --model FOLDER, --model HUB/ID or --model demo")
     model = settings.model
     from penstock.jobs.loading import find_model
+    from penstock.jobs.planning import with_rows
     from penstock.jobs.runner import run
 
     job = _job(flags, settings)
     around = _surroundings(flags, settings.phase_file)
     with around.stop:
         try:
-            summary = run(job, lambda: find_model(model, settings), around)
+            summary = run(job, lambda: find_model(model, with_rows(settings, job.input)), around)
         except KeyboardInterrupt:
             return failed(flags, "stopped; the same command goes on", around.stop.exit_code)
     code = 1 if flags.fail_on_error and summary.failed and not summary.exit_code else summary.exit_code
@@ -115,6 +116,7 @@ def _job(flags: argparse.Namespace, settings: config.Settings) -> Job:
         accept_numerics=flags.accept_numerics,
         priority=flags.priority,
         in_order=flags.in_order,
+        memory_bytes=settings.memory_bytes,
         cache=None if settings.cache is None else Path(settings.cache),
         cache_bytes=settings.cache_bytes or DEFAULT_BYTES,
     )

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from penstock.errors import ConfigError
-from penstock.memory import OTHER_BYTES, PLAN_BYTES, Footprint, Shape, footprint
+from penstock.memory import OTHER_BYTES, SORT_BYTES, Footprint, Shape, footprint
 from penstock.models.spec import DecoderSpec
 
 T = TypeVar("T")
@@ -106,7 +106,8 @@ FindKnee = Callable[[EngineConfig], Knee | None]
 class Settings:
     """What was asked for, parsed and checked; None: choose.
 
-    `sources` has the flag or variable that gave each value that is not None.
+    `sources` has the flag or variable that gave each value that is not None. `planned_rows`: of the job,
+    about; its plan takes memory.
     """
 
     model: str | None = None
@@ -122,6 +123,7 @@ class Settings:
     cache: str | None = None
     cache_bytes: int | None = None
     phase_file: str | None = None
+    planned_rows: int = 0
     sources: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -326,11 +328,17 @@ def _within(settings: Settings, machine: Machine, *, spec: DecoderSpec, device: 
         raise ConfigError(
             f"{name} bounds the memory of a process on the CPU, and the device is {device}; use --kv-memory"
         )
-    parts = footprint(spec, shape, process_bytes=machine.process_bytes, peak_bytes=machine.peak_bytes)
+    parts = footprint(
+        spec,
+        shape,
+        process_bytes=machine.process_bytes,
+        peak_bytes=machine.peak_bytes,
+        rows=settings.planned_rows,
+    )
     if parts.smallest > limit:
-        process = format_bytes(parts.process + OTHER_BYTES + PLAN_BYTES)
         needed = (
-            f"the process takes {process}, the weights {format_bytes(parts.weights)} "
+            f"the process takes {format_bytes(parts.process + OTHER_BYTES)}, the plan {format_bytes(parts.plan)} "
+            f"({format_bytes(SORT_BYTES)} more while it is made), the weights {format_bytes(parts.weights)} "
             f"({format_bytes(parts.loading)} while they are read), and a step of {shape.token_budget} tokens and "
             f"{shape.sequences} sequences on the {shape.kernels} kernels {format_bytes(parts.workspace)}"
         )
@@ -348,14 +356,14 @@ def _memory_choices(settings: Settings, parts: Footprint, shape: Shape) -> Itera
     yield Choice("memory", format_bytes(settings.memory_bytes or 0), settings.sources.get("memory_bytes", "argument"))
     yield Choice("process memory", format_bytes(parts.process), "measured, before the model was loaded")
     yield Choice("other memory", format_bytes(OTHER_BYTES), "default: buffers, caches, the allocator's holes")
-    yield Choice("plan memory", format_bytes(PLAN_BYTES), "default: pages of the plan's file")
+    yield Choice("plan memory", format_bytes(parts.plan), f"input: about {settings.planned_rows} rows")
     yield Choice("weights", format_bytes(parts.weights), f"model; {format_bytes(parts.loading)} while they are read")
     yield Choice("step memory", format_bytes(parts.workspace), f"token budget, sequences, {shape.kernels} kernels")
 
 
-def resident_bytes() -> tuple[int, int]:
-    """What this process takes of the machine's memory now, and the most it took so far."""
-    text = Path("/proc/self/status").read_text()
+def resident_bytes(pid: int | None = None) -> tuple[int, int]:
+    """What a process (None: this one) takes of the machine's memory now, and the most it took so far."""
+    text = Path(f"/proc/{pid or 'self'}/status").read_text()
     sizes = {name: int(size) * 1024 for name, size in re.findall(r"^(VmRSS|VmHWM):\s+(\d+) kB", text, re.MULTILINE)}
     return sizes["VmRSS"], sizes["VmHWM"]
 

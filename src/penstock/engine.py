@@ -54,6 +54,7 @@ class EngineStats(NamedTuple):
     """Counts since the start, the state of now, and what the answers rest on.
 
     Attributes:
+        kv_used_tokens: held by running sequences; kv_kept_tokens: of kept prefixes that none of these holds.
         decode_tokens: those of the computed tokens that lie behind their row's prompt.
         row_exact: whether an answer depends on its row alone, bit for bit; `notes` says why where it does not.
         notes: what was changed or found while running that a user should know, each once.
@@ -63,6 +64,7 @@ class EngineStats(NamedTuple):
     num_waiting: int
     num_running: int
     kv_used_tokens: int
+    kv_kept_tokens: int
     kv_total_tokens: int
     computed_tokens: int
     decode_tokens: int
@@ -246,6 +248,7 @@ class Engine:
             num_waiting=counts.num_waiting,
             num_running=counts.num_running,
             kv_used_tokens=(pool.total - pool.num_available) * scheduler.block_tokens,
+            kv_kept_tokens=pool.num_idle * scheduler.block_tokens,
             kv_total_tokens=pool.total * scheduler.block_tokens,
             computed_tokens=counts.computed_tokens,
             decode_tokens=counts.decode_tokens,

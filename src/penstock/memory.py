@@ -22,6 +22,8 @@ TOKEN_BYTES = 200
 # of the allocator, the stacks of threads. Generous: about 20 MiB of it were seen in use.
 OTHER_BYTES = 64 * MIB
 PLAN_BYTES = 64 * MIB  # pages of the plan's file that SQLite keeps (see jobs/plan_file.py)
+SORT_BYTES = 64 * MIB  # what SQLite sorts in, while the plan is made and no KV is in use
+ROW_BYTES = 64  # of a planned row: its lengths, its share of the prefix tree; twice what ten million short rows took
 RESERVED_BYTES = 2 * MIB  # the native kernels round each piece of working memory up to a huge page
 FEWEST_KV_TOKENS = 512  # KV memory that answers rows at all
 
@@ -45,12 +47,13 @@ class Shape(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Footprint:
-    """Upper bounds, in bytes.
+    """Upper bounds, in bytes; of three times, loading, planning and running, the one that takes most counts.
 
     Attributes:
         process: Python, PyTorch, the tokenizer: measured before loading; peak: the most the process has taken so far.
         weights: as the kernels read them; loading: the most that weights and their sources take while they are read.
         workspace: of the largest step, at the token budget.
+        plan: of the job, while it runs.
         block: a block of KV, with its bookkeeping; block_kv: its keys and values alone.
         fewest_blocks: the KV that any use needs.
     """
@@ -60,6 +63,7 @@ class Footprint:
     weights: int
     loading: int
     workspace: int
+    plan: int
     block: int
     block_kv: int
     fewest_blocks: int
@@ -67,18 +71,18 @@ class Footprint:
     @property
     def smallest(self) -> int:
         """The smallest limit that can be kept."""
-        fixed = self.process + OTHER_BYTES + PLAN_BYTES
-        running = self.weights + self.workspace + (self.fewest_blocks + 1) * self.block
-        return max(self.peak, fixed + max(self.loading, running))
+        planning = self.weights + self.plan + SORT_BYTES
+        running = self.weights + self.plan + self.workspace + (self.fewest_blocks + 1) * self.block
+        return max(self.peak, self.process + OTHER_BYTES + max(self.loading, planning, running))
 
     def kv_bytes(self, limit: int) -> int:
         """KV memory that keeps the process within a limit, in whole blocks (one more, always zero, is allowed for)."""
-        left = limit - self.process - OTHER_BYTES - PLAN_BYTES - self.weights - self.workspace
+        left = limit - self.process - OTHER_BYTES - self.plan - self.weights - self.workspace
         return max(0, left // self.block - 1) * self.block_kv
 
 
-def footprint(spec: DecoderSpec, shape: Shape, *, process_bytes: int, peak_bytes: int) -> Footprint:
-    """What a model and its largest step take, beside a process that takes `process_bytes` now."""
+def footprint(spec: DecoderSpec, shape: Shape, *, process_bytes: int, peak_bytes: int, rows: int) -> Footprint:
+    """What a model, its largest step and a plan of `rows` rows take, beside a process of `process_bytes` now."""
     block_kv = spec.kv_bytes_per_token(shape.element_bytes) * shape.block_tokens
     fewest_tokens = min(spec.context_tokens, FEWEST_KV_TOKENS)
     weights, loading = _loaded(spec, shape)
@@ -88,6 +92,7 @@ def footprint(spec: DecoderSpec, shape: Shape, *, process_bytes: int, peak_bytes
         weights=weights,
         loading=loading,
         workspace=_workspace(spec, shape),
+        plan=PLAN_BYTES + ROW_BYTES * rows,
         block=block_kv + TOKEN_BYTES * shape.block_tokens,
         block_kv=block_kv,
         fewest_blocks=-(-fewest_tokens // shape.block_tokens),

@@ -1,23 +1,24 @@
 """What would make a job faster: variants of it, simulated beside it, best first.
 
 Owns which variants are tried. Every saving is the difference of two simulations of the same rows, as a share of the
-time that is expected; nothing is advised on a rule of thumb. Variants: more KV memory, other limits of a step, the line
-that keeps prompts from being shared moved to their end, equal rows made to be computed once.
+time that is expected; nothing is advised on a rule of thumb. Variants: more KV memory, other limits of a step, what
+keeps prompts from being shared moved to their end, equal rows made to be computed once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import NamedTuple, Protocol
 
 from penstock.config import EngineConfig, format_bytes
-from penstock.differences import Difference, Text, find_difference, move_line
+from penstock.differences import Difference, Text, find_difference
 from penstock.errors import RowError
 from penstock.forecast import Limits, LoadRows, estimate, weight
 from penstock.jobs.tokenizing import Setup
 from penstock.outlines import Outlines, Sums
-from penstock.planner import guess_tokens
+from penstock.planner import common_tokens, guess_tokens, pack_tokens
 from penstock.protocol import BatchRow, Message, Prompt
 from penstock.simulation import SimRow, Simulated, Terms, simulate
 
@@ -28,6 +29,8 @@ FACTORS = (2, 4)
 ROWS_PER_SEQUENCE = 4  # rows to try a variant on, for each that runs at once
 TIGHT = 0.7  # of the KV memory: where less is used, more would change nothing
 EXCERPT = 60
+PROMPT = "prompt"  # who speaks where there are no messages
+MOST_CHARACTERS = 1_000_000  # of a sample, compared word by word: about a second
 
 
 class Advice(NamedTuple):
@@ -70,7 +73,7 @@ def advise(
 
     `memory_bytes`: what bounds the process; None: nothing but the KV memory is bounded.
     """
-    found = [*_settings(job, terms, memory_bytes), *_equal_rows(job, terms), *_messages(job.sample, terms, setup)]
+    found = [*_settings(job, terms, memory_bytes), *_equal_rows(job, terms), *_messages(job, terms, setup)]
     worth = sorted((saving for saving in found if saving.share >= WORTH_TELLING), key=lambda saving: -saving.share)
     return tuple(Advice(text, share * seconds, share) for text, share in worth[:MOST_ADVICE])
 
@@ -151,48 +154,64 @@ def _equal_rows(job: AdvisedJob, terms: Terms) -> Iterator[_Saving]:
     yield _Saving(text, weight(job.repeated, terms) / weight(job.outlines.total, terms))
 
 
-def _messages(sample: Sequence[BatchRow], terms: Terms, setup: Setup) -> Iterator[_Saving]:
-    """The line that differs in nearly every row although what follows is the same."""
-    texts = [(row, found) for row in sample if (found := texts_of(row.prompt)) is not None]
+def _messages(job: AdvisedJob, terms: Terms, setup: Setup) -> Iterator[_Saving]:
+    """What differs in nearly every row although what follows is the same."""
+    texts = _thinned([(row, found) for row in job.sample if (found := texts_of(row.prompt)) is not None])
     difference = find_difference([found for _, found in texts])
     if difference is None:
         return
-    as_it_is = [replace(row, prompt=_prompt_of(row.prompt, found)) for row, found in texts]
-    moved = [replace(row, prompt=_prompt_of(row.prompt, move_line(found, difference.place))) for row, found in texts]
-    before, after = (_sorted_seconds(rows, terms, setup) for rows in (as_it_is, moved))
-    if before:
-        yield _Saving(_tell(difference), 1 - after / before)
+    as_it_is = [row for row, _ in texts]
+    pairs = zip(as_it_is, difference.moved, strict=True)
+    moved = [replace(row, prompt=_prompt_of(row.prompt, found)) for row, found in pairs]
+    before, after = (_try(rows, terms, setup) for rows in (as_it_is, moved))
+    if before.seconds:
+        share = 1 - after.seconds / before.seconds
+        yield _Saving(_tell(difference), share * _left_to_save(job.outlines.total, before, after))
+
+
+def _thinned(texts: Sequence[tuple[BatchRow, tuple[Text, ...]]]) -> Sequence[tuple[BatchRow, tuple[Text, ...]]]:
+    """Fewer of them where they are long, evenly spread."""
+    characters = sum(len(text.content) for _, row in texts for text in row)
+    return texts[:: max(1, -(-characters // MOST_CHARACTERS))]
 
 
 def _tell(difference: Difference) -> str:
-    shown = difference.example if len(difference.example) <= EXCERPT else difference.example[: EXCERPT - 3] + "..."
-    where = f"line {difference.place.line + 1} of the {difference.role} message"
+    example = difference.example.strip()
+    shown = repr(example if len(example) <= EXCERPT else example[: EXCERPT - 3] + "...")
+    lead = f" behind {difference.lead!r}" if difference.lead else ""
+    speaker = "prompt" if difference.role == PROMPT else f"{difference.role} message"
+    line = difference.place.line + 1
+    where = f"the {speaker} from line {line} on" if "\n" in example else f"line {line} of the {speaker}"
     share = "every row" if difference.rows_share == 1 else f"{difference.rows_share:.0%} of the rows"
     return (
-        f"{where} ({shown!r}) differs in {share}; after it {difference.after_share:.0%} of the prompt is shared: move "
-        "that line to the end"
+        f"{where} ({shown}{lead}) differs in {share}; after it {difference.after_share:.0%} of the prompt is shared: "
+        "move what differs to the end"
     )
 
 
 def texts_of(prompt: Prompt) -> tuple[Text, ...] | None:
-    """The lines of a prompt that is text; None: it is token ids."""
+    """The messages of a prompt that is text; None: it is token ids."""
     if isinstance(prompt, str):
-        return (Text("prompt", tuple(prompt.split("\n"))),)
-    messages = [part for part in prompt if isinstance(part, Message)]
-    return tuple(Text(m.role, tuple(m.content.split("\n"))) for m in messages) or None
+        return (Text(PROMPT, prompt),)
+    return tuple(Text(part.role, part.content) for part in prompt if isinstance(part, Message)) or None
 
 
 def _prompt_of(prompt: Prompt, texts: Sequence[Text]) -> Prompt:
     """The same kind of prompt with these texts."""
-    contents = ["\n".join(text.lines) for text in texts]
     if isinstance(prompt, str):
-        return contents[0]
+        return texts[0].content
     messages = [part for part in prompt if isinstance(part, Message)]
-    return tuple(m._replace(content=content) for m, content in zip(messages, contents, strict=True))
+    return tuple(m._replace(content=text.content) for m, text in zip(messages, texts, strict=True))
 
 
-def _sorted_seconds(rows: Sequence[BatchRow], terms: Terms, setup: Setup) -> float:
-    """What rows take in the order of their tokens, as a plan has them."""
+class _Tried(NamedTuple):
+    """What rows take in the order of their tokens, as a plan has them; of those, the share that is new."""
+
+    seconds: float
+    new_share: float
+
+
+def _try(rows: Sequence[BatchRow], terms: Terms, setup: Setup) -> _Tried:
     request_of = setup.open()
     found = []
     for row in rows:
@@ -202,4 +221,17 @@ def _sorted_seconds(rows: Sequence[BatchRow], terms: Terms, setup: Setup) -> flo
             continue  # one that does not fit; the plan counts it
         expected = guess_tokens(row.params.max_tokens, terms.spec.context_tokens - len(prompt))
         found.append(SimRow(prompt, expected, row.params))
-    return simulate(sorted(found, key=lambda row: row.prompt), terms).seconds
+    found.sort(key=lambda row: row.prompt)
+    packed = [pack_tokens(row.prompt) for row in found]
+    shared = sum(common_tokens(one, other) for one, other in pairwise(packed))
+    tokens = sum(len(row.prompt) for row in found)
+    return _Tried(simulate(found, terms).seconds, 1 - shared / tokens if tokens else 0.0)
+
+
+def _left_to_save(whole: Sums, before: _Tried, after: _Tried) -> float:
+    """How much of what moving saves a sample the whole job can save: many rows share more than a few of them do.
+
+    A date that differs in most rows of a sample may yet be that of thousands of rows, which share what follows it.
+    """
+    saved, new_share = before.new_share - after.new_share, whole.new_tokens / (whole.prompt_tokens or 1)
+    return min(1.0, max(0.0, new_share - after.new_share) / saved) if saved > 0 else 0.0

@@ -141,8 +141,9 @@ class Database:
         """Refuse a file that is not of a version we know; an empty file is one to be."""
         name = self._kind.name
         try:
-            [(mark,)] = self._connection.execute("PRAGMA application_id").fetchall()
+            # In this order: another process may be making the file, which gets its objects and its mark at once.
             [(objects,)] = self._connection.execute("SELECT count(*) FROM sqlite_master").fetchall()
+            [(mark,)] = self._connection.execute("PRAGMA application_id").fetchall()
         except sqlite3.DatabaseError as error:
             raise JobMismatch(f"{self.path} is no {name} of Penstock, or is damaged: {error}") from error
         if mark != self._kind.application_id and objects:

@@ -21,6 +21,8 @@ from penstock.fields import MAX_LINE_BYTES
 
 _CHUNK_BYTES = 2**18
 _ZSTD_CHUNK_BYTES = 2**12  # compressed; zstd may turn each 4 bytes into a block of 128 KiB, so this bounds memory
+_SAMPLE_BYTES = 2**20  # of a file as it is on the disk: its rows are reckoned from so many
+_UNREADABLE = (OSError, EOFError, zlib.error, zstandard.ZstdError)
 _BLANK = b" \t\r\n"
 _GZIP = b"\x1f\x8b"
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -54,7 +56,7 @@ def read_lines(path: Path) -> Iterator[InputLine]:
                     at = start + len(data) - len(text) if is_plain else None
                     yield InputLine(row, line, text.removesuffix(b"\r"), at)
                     row += 1
-    except (OSError, EOFError, zlib.error, zstandard.ZstdError) as error:
+    except _UNREADABLE as error:
         raise Refused(f"{path} cannot be read past line {line} ({_reason(error)}); make the file anew") from error
 
 
@@ -82,6 +84,24 @@ class LineReader:
         """Close the file."""
         if self._file is not None:
             self._file.close()
+
+
+def about_rows(path: Path) -> int:
+    """How many rows a file has, about: as many to a byte on the disk as at its beginning.
+
+    Raises:
+        Refused: the file cannot be read.
+    """
+    rows = 0
+    try:
+        with path.open("rb") as file:
+            for chunk in _chunks(file):
+                rows += chunk.count(b"\n")
+                if file.tell() >= _SAMPLE_BYTES:
+                    return rows * path.stat().st_size // file.tell()
+    except _UNREADABLE as error:
+        raise Refused(f"{path} cannot be read ({_reason(error)}); make the file anew") from error
+    return rows + 1
 
 
 def digest(path: Path) -> str:

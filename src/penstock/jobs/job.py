@@ -38,6 +38,7 @@ class Job:
         accept_numerics: go on although the earlier rows were computed with other numerics.
         priority: the field of the rows' metadata whose number says what runs first, the highest; None: no matter.
         in_order: rows run in the order of the input, equal ones too; the answers are the same, so this is to compare.
+        memory_bytes: what this process and those that tokenize for it may take; None: no matter.
         cache: the folder that keeps answers across jobs; None: none does; cache_bytes: how much it may keep.
     """
 
@@ -50,6 +51,7 @@ class Job:
     accept_numerics: bool = False
     priority: str | None = None
     in_order: bool = False
+    memory_bytes: int | None = None
     cache: Path | None = None
     cache_bytes: int = DEFAULT_BYTES
 

@@ -11,13 +11,16 @@ import json
 import os
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
-from penstock.jobs.formats import InputLine, read_lines
+from penstock.config import Settings, resident_bytes
+from penstock.jobs.formats import InputLine, about_rows, read_lines
 from penstock.jobs.plan_file import PLAN_VERSION, PlanFile
 from penstock.jobs.tokenizing import Batch, Preparer, Setup, Workers
+from penstock.memory import OTHER_BYTES
 from penstock.planner import MIN_SHARED_TOKENS
 
 BATCH_ROWS = 2000
@@ -30,7 +33,8 @@ class Planning(NamedTuple):
 
     `key` names everything that the plan depends on beside the code; `workers` processes tokenize; `tell` hears how many
     rows were read; `priority` is the field of the rows' metadata whose number says what runs first; `in_order` keeps
-    the order of the input, to compare.
+    the order of the input, to compare. `spare_bytes`: the memory that the processes may take, None: any; `note` hears
+    where that makes them fewer.
     """
 
     input: Path
@@ -41,6 +45,8 @@ class Planning(NamedTuple):
     min_tokens: int = MIN_SHARED_TOKENS
     priority: str | None = None
     in_order: bool = False
+    spare_bytes: int | None = None
+    note: Callable[[str], None] | None = None
 
 
 def plan_path(job: Path) -> Path:
@@ -51,6 +57,16 @@ def plan_path(job: Path) -> Path:
 def num_cores() -> int:
     """The processors that this process may use."""
     return len(os.sched_getaffinity(0))
+
+
+def with_rows(settings: Settings, input_file: Path) -> Settings:
+    """The settings of a job with the number of its rows, about, where memory is bounded: its plan counts."""
+    return settings if settings.memory_bytes is None else replace(settings, planned_rows=about_rows(input_file))
+
+
+def spare_bytes(memory_bytes: int | None) -> int | None:
+    """What a limit on memory leaves beside this process now, before it begins to plan; None: there is no limit."""
+    return None if memory_bytes is None else max(0, memory_bytes - resident_bytes()[0] - OTHER_BYTES)
 
 
 def plan_key(fingerprint: str, setup: Setup, priority: str | None = None, *, in_order: bool = False) -> str:
@@ -96,8 +112,10 @@ def _prepare(planning: Planning, batches: Iterator[list[InputLine]]) -> Generato
         yield from map(Preparer(planning.setup, planning.priority).prepare, batches)
         return
     planning.setup.open()  # what is wrong with the tokenizer is told here, not by every worker
-    workers = Workers(planning.setup, planning.workers, planning.priority)
+    workers = Workers(planning.setup, planning.workers, planning.priority, spare_bytes=planning.spare_bytes)
     try:
+        if len(workers) < planning.workers and planning.note is not None:
+            planning.note(f"{len(workers)} processes tokenize, not {planning.workers}: more do not fit the memory")
         yield from workers.prepare(batches)
     finally:
         workers.close()

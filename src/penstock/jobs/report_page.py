@@ -53,7 +53,7 @@ def page(facts: Facts, *, job: Path) -> str:
             "Tokens a second that were computed, and those that were found in the prefix cache instead.",
             composition(facts),
         ),
-        _card("KV memory", "The share of it in use.", kv_residency(facts), style="half"),
+        _card("KV memory", "What its blocks hold, in shares of all.", kv_residency(facts), style="half"),
         _card("Sequences", "Running at once, and waiting in the engine.", sequences(facts), style="half"),
         _prefixes(facts),
         _answers(facts),

@@ -73,7 +73,9 @@ svg { position: absolute; inset: 0; width: 100%; height: 100%; display: block; o
 .actual { --tone: var(--blue); } .predicted { --tone: var(--violet); stroke-dasharray: 6 5; }
 .range { --tone: var(--violet); opacity: 0.14; } .key.range { opacity: 1; } .key.range::before { opacity: 0.3; }
 .prefill { --tone: var(--blue); } .decode { --tone: var(--amber); } .reused { --tone: var(--green); }
-.kv { --tone: var(--violet); opacity: 0.55; } .key.kv { opacity: 1; }
+.kv { --tone: color-mix(in oklab, var(--violet) 60%, var(--card)); }
+.kept { --tone: color-mix(in oklab, var(--green) 60%, var(--card)); }
+.free { --tone: var(--grey6); opacity: 0.3; } .key.free { opacity: 1; } .key.free::before { opacity: 0.3; }
 .running { --tone: var(--blue); } .waiting { --tone: var(--grey2); }
 .optimal { --tone: var(--green); } .computing, .beyond { --tone: var(--amber); } .error { --tone: var(--red); }
 .queueing { --tone: var(--blue); } .reading { --tone: var(--grey3); } .recording { --tone: var(--grey4); }

@@ -82,15 +82,30 @@ def _rates(facts: Facts, field: str, bins: int) -> list[float]:
 
 
 def kv_residency(facts: Facts) -> str:
-    """The share of the KV memory that running sequences hold."""
+    """The shares of the KV memory that running sequences hold, that keep prefixes for later rows, and that are free."""
     if not facts.engine_s:
         return NOTHING
-    points = _states(facts, lambda s: 100 * s.kv_used_tokens / s.kv_total_tokens if s.kv_total_tokens else 0.0)
-    most = max(point.y for point in points)
-    frame = Frame(facts.engine_s, min(100.0, most * 1.25) or 1.0, write_y=lambda y: f"{y:.3g}{SPACE}%")
-    ground = tuple(Point(p.x, 0.0) for p in points)
-    area = Area("Held by running sequences", "kv", ground, points)
-    return chart(frame, [area], title="share of the KV memory in use", marks=_marks(facts, facts.engine_s))
+    end_s = facts.engine_s
+    ground, full = ((Point(0.0, y), Point(end_s, y)) for y in (0.0, 100.0))
+    used, held = (_kv_shares(facts, field) for field in ("kv_used_tokens", "kv_held_tokens"))
+    areas = [
+        Area("Free", "free", ground, full),
+        Area("Prefixes kept for later rows", "kept", ground, held),
+        Area("Running sequences", "kv", ground, used),
+    ]
+    most = 100.0
+    unknown = [s.run.run for s in facts.stretches if any(at.kv_kept_tokens is None for at in s.history.samples)]
+    if unknown:
+        areas, most = areas[-1:], min(100.0, max(point.y for point in used) * 1.25) or 1.0
+    frame = Frame(end_s, most, write_y=lambda y: f"{y:.3g}{SPACE}%")
+    drawn = chart(frame, areas, title="shares of the KV memory", marks=_marks(facts, end_s))
+    if not unknown:
+        return drawn
+    return f'{drawn}<p class="quiet">{safe(runs(unknown))}: how much kept prefixes took was not recorded.</p>'
+
+
+def _kv_shares(facts: Facts, field: str) -> tuple[Point, ...]:
+    return _states(facts, lambda s: 100 * getattr(s, field) / s.kv_total_tokens if s.kv_total_tokens else 0.0)
 
 
 def sequences(facts: Facts) -> str:

@@ -21,7 +21,7 @@ from penstock.jobs.locks import JobLock
 from penstock.jobs.loop import Loop, Surroundings
 from penstock.jobs.phases import Phase
 from penstock.jobs.plan_file import PlanFile, remove_plan
-from penstock.jobs.planning import Planning, make_plan, num_cores, plan_key, plan_path
+from penstock.jobs.planning import Planning, make_plan, num_cores, plan_key, plan_path, spare_bytes
 from penstock.jobs.predicting import predict
 from penstock.jobs.prefix_picture import tree_of
 from penstock.jobs.progress import Watch, duration
@@ -98,6 +98,8 @@ def _plan(job: Job, setup: Setup, identity: Identity, around: Surroundings) -> P
         around.watch.reading,
         priority=job.priority,
         in_order=job.in_order,
+        spare_bytes=spare_bytes(job.memory_bytes),
+        note=around.watch.note,
     )
     with around.timer.reading():
         plan, lost = make_plan(plan_path(job.path), planning)

@@ -59,6 +59,9 @@ MIGRATIONS = (
     CREATE TABLE predictions (run INTEGER PRIMARY KEY REFERENCES runs, prediction TEXT NOT NULL);
     CREATE TABLE prefix_tree (tree TEXT NOT NULL);  -- of the plan, which is gone when the job is finished
     """,
+    """
+    ALTER TABLE samples ADD COLUMN kv_kept_tokens INTEGER;
+    """,
 )
 JOB = Kind("job", 0x50454E53, MIGRATIONS)  # "PENS"
 

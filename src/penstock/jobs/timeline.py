@@ -24,6 +24,7 @@ from penstock.jobs.timing import Timer
 MOST_SAMPLES = 1000  # of a run; more than a screen has columns
 FIRST_EVERY_S = 0.05  # 50 s pass before the first are thinned out
 SCHEMA = 2  # the first schema of job files that has these tables
+KEPT_SCHEMA = 3  # the first whose samples have `kv_kept_tokens`
 
 
 class Sample(NamedTuple):
@@ -31,7 +32,8 @@ class Sample(NamedTuple):
 
     rows: finished by this run, error rows included. prefill_tokens, decode_tokens: computed, of prompts and behind
     them; cached_tokens: found in the prefix cache instead. The fields up to `preemptions` are sums since the start,
-    and so are the seconds by phase; the four after it are the state at this moment.
+    and so are the seconds by phase; the five after it are the state at this moment. No `kv_kept_tokens`: the sample is
+    of before they were recorded.
     """
 
     at_s: float
@@ -43,6 +45,7 @@ class Sample(NamedTuple):
     output_tokens: int
     preemptions: int
     kv_used_tokens: int
+    kv_kept_tokens: int | None
     kv_total_tokens: int
     running: int
     waiting: int
@@ -52,6 +55,11 @@ class Sample(NamedTuple):
     record_s: float
     commit_s: float
     export_s: float
+
+    @property
+    def kv_held_tokens(self) -> int:
+        """What running sequences and kept prefixes take."""
+        return self.kv_used_tokens + (self.kv_kept_tokens or 0)
 
 
 class PredictedAt(NamedTuple):
@@ -154,6 +162,7 @@ class Timeline:
             output_tokens=now.output_tokens,
             preemptions=now.preemptions,
             kv_used_tokens=now.kv_used_tokens,
+            kv_kept_tokens=now.kv_kept_tokens,
             kv_total_tokens=now.kv_total_tokens,
             running=now.num_running,
             waiting=now.num_waiting,
@@ -205,7 +214,10 @@ def histories(store: Store) -> list[History]:
     before = {run: (load_s, plan_s) for run, load_s, plan_s in database.query("SELECT run, load_s, plan_s FROM runs")}
     predictions = {run: _prediction(json.loads(text)) for run, text in database.query("SELECT * FROM predictions")}
     samples: dict[int, list[Sample]] = {run: [] for run in runs}
-    for run, *fields in database.query(f"SELECT {_columns('run')} FROM samples ORDER BY run, at_s"):
+    columns = _columns("run")
+    if database.schema() < KEPT_SCHEMA:
+        columns = columns.replace("kv_kept_tokens", "NULL")
+    for run, *fields in database.query(f"SELECT {columns} FROM samples ORDER BY run, at_s"):
         samples[run].append(Sample(*fields))
     return [History(run, *before[run], tuple(samples[run]), predictions.get(run)) for run in runs]
 

@@ -18,6 +18,7 @@ from contextlib import suppress
 from hashlib import blake2b
 from typing import NamedTuple, Protocol
 
+from penstock.config import resident_bytes
 from penstock.jobs.formats import InputLine
 from penstock.jobs.plan_file import Prepared
 from penstock.planner import pack_tokens
@@ -26,6 +27,7 @@ from penstock.request import Request
 
 WITHOUT_PRIORITY = "without_priority"  # what rows are counted as that have no number where the priority should be
 LOWEST_PRIORITY = -sys.float_info.max
+BATCHES_BYTES = 24 * 2**20  # that a worker takes of memory for batches of long lines, in it and in the job's process
 
 
 class Setup(Protocol):
@@ -111,12 +113,24 @@ def identify(line: InputLine, model: str, counts: Counter[str]) -> tuple[Prepare
 
 
 class Workers:
-    """Some processes that prepare rows, each one batch at a time; batches come back in order."""
+    """Some processes that prepare rows, each one batch at a time; batches come back in order.
 
-    def __init__(self, setup: Setup, number: int, priority: str | None = None) -> None:
+    There are `number` of them, or as many as `spare_bytes` of memory allow: one at least, and each takes what the first
+    one took.
+    """
+
+    def __init__(
+        self, setup: Setup, number: int, priority: str | None = None, *, spare_bytes: int | None = None
+    ) -> None:
         self._setup = setup
         self._priority = priority
-        self._workers = [self._start() for _ in range(number)]
+        self._workers = [self._start()]
+        if spare_bytes is not None:
+            number = min(number, spare_bytes // self._first_bytes())
+        self._workers += [self._start() for _ in range(number - 1)]
+
+    def __len__(self) -> int:
+        return len(self._workers)
 
     def _start(self) -> subprocess.Popen[bytes]:
         # In a session of its own: Ctrl-C in a terminal reaches the job, whose end then ends the worker.
@@ -130,6 +144,12 @@ class Workers:
         pickle.dump((self._setup, self._priority), worker.stdin)
         worker.stdin.flush()
         return worker
+
+    def _first_bytes(self) -> int:
+        """What the first worker takes of memory: it has opened its tokenizer when it has prepared nothing."""
+        self._send(0, [])
+        self._receive(0, [[]])
+        return resident_bytes(self._workers[0].pid)[1] + BATCHES_BYTES
 
     def prepare(self, batches: Iterable[list[InputLine]]) -> Iterator[Batch]:
         """Prepare batches on all workers at once."""
