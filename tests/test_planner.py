@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 from penstock import planner
 from penstock.planner import (
     Forest,
+    ListPlan,
     Place,
     Ranks,
     common_tokens,
     guess_tokens,
     pack_tokens,
-    run_order,
     unpack_tokens,
 )
 
@@ -33,7 +33,7 @@ def order(prompts: list[list[int]], expected: list[int], *, min_tokens: int = 1)
     """The prompts' indices in the order in which they run."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(planner, "MIN_SHARED_TOKENS", min_tokens)
-        return run_order(prompts, expected)
+        return ListPlan(prompts, expected).order
 
 
 def distinct_tokens(prompts: list[list[int]]) -> int:
@@ -115,3 +115,12 @@ def test_guesses() -> None:
     assert guess_tokens(16, 1000) == 16
     assert guess_tokens(None, 1000) == 256
     assert guess_tokens(None, 100) == 100
+
+
+def test_prompts_in_a_list_are_learned_of_as_a_job_is() -> None:
+    prompts = [[*range(20), 100 + n] for n in range(30)] + [[*range(20, 40), 100 + n] for n in range(30)]
+    plan = ListPlan(prompts, [64] * 60)
+    assert plan.expect(3) == 64
+    assert [plan.learn(index, 4) for index in range(17)] == [n in (7, 15) for n in range(17)], "at 8, 16, 32 .. answers"
+    assert plan.expect(20) == 4
+    assert plan.expect(40) == 64, "one branch says nothing of the others"

@@ -186,23 +186,6 @@ class Ranks:
                 walk += [(node, at + 1), (child, self._starts[child + 1])]
 
 
-def run_order(prompts: Sequence[Sequence[int]], guesses: Sequence[int]) -> list[int]:
-    """The order in which prompts (token ids) with guessed lengths of their answers should run: their indices.
-
-    As `Forest` and `Ranks` order a job, all in memory: for prompts that a program holds in a list anyway.
-    """
-    packed = [pack_tokens(prompt) for prompt in prompts]
-    by_bytes = sorted(range(len(packed)), key=packed.__getitem__)
-    forest = Forest(min_tokens=MIN_SHARED_TOKENS)
-    places = list(forest.grow(packed[index] for index in by_bytes))
-    peaks = [0] * len(forest.depths)
-    for index, place in zip(by_bytes, places, strict=True):
-        peaks[place.node] = max(peaks[place.node], bucket(guesses[index]))
-    ranks = Ranks(forest, peaks)
-    keys = [ranks.rank(p.node, bucket(guesses[i])) for i, p in zip(by_bytes, places, strict=True)]
-    return [by_bytes[at] for at in sorted(range(len(keys)), key=keys.__getitem__)]
-
-
 class _Mean:
     """The sum and number of some ratios, and in how many branches below their prefix they were seen."""
 
@@ -264,3 +247,48 @@ class Lengths:
         while node >= 0:
             yield node
             node = self._parents[node]
+
+
+class ListPlan:
+    """The plan of prompts (token ids) that a program holds in a list: what a job has on disk, all in memory.
+
+    `guesses` are the lengths that their answers are taken to have before any is known (see `guess_tokens`).
+
+    Attributes:
+        order: the prompts' indices as they should run, by `Forest` and `Ranks`.
+    """
+
+    def __init__(self, prompts: Sequence[Sequence[int]], guesses: Sequence[int]) -> None:
+        packed = [pack_tokens(prompt) for prompt in prompts]
+        by_bytes = sorted(range(len(packed)), key=packed.__getitem__)
+        forest = Forest(min_tokens=MIN_SHARED_TOKENS)
+        self._nodes = [0] * len(packed)
+        for index, place in zip(by_bytes, forest.grow(packed[index] for index in by_bytes), strict=True):
+            self._nodes[index] = place.node
+        peaks = [0] * len(forest.depths)
+        for node, guess in zip(self._nodes, guesses, strict=True):
+            peaks[node] = max(peaks[node], bucket(guess))
+        ranks = Ranks(forest, peaks)
+        self.order = sorted(by_bytes, key=lambda index: ranks.rank(self._nodes[index], bucket(guesses[index])))
+        self._prompt_tokens = [len(prompt) for prompt in prompts]
+        self._guesses = guesses
+        self._lengths = Lengths(forest)
+        self._expect_again_at = Lengths.ENOUGH
+
+    def expect(self, index: int) -> int:
+        """How long a prompt's answer is taken to be, by all that is known now."""
+        return self._lengths.expect(self._nodes[index], self._prompt_tokens[index], self._guesses[index])
+
+    def learn(self, index: int, output_tokens: int) -> bool:
+        """An answer is known; gives whether twice as many are as when it last said so: time to expect anew."""
+        lengths = self._lengths
+        lengths.add(
+            self._nodes[index],
+            prompt_tokens=self._prompt_tokens[index],
+            guess_tokens=self._guesses[index],
+            output_tokens=output_tokens,
+        )
+        if lengths.number < self._expect_again_at:
+            return False
+        self._expect_again_at = 2 * lengths.number
+        return True

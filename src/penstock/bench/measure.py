@@ -26,7 +26,7 @@ from penstock.cost import StepCost, optimal_s, step_cost
 from penstock.engine import Engine, EngineStats, Failed, open_engine
 from penstock.errors import BenchFailed, PenstockError
 from penstock.models.spec import DecoderSpec
-from penstock.planner import run_order
+from penstock.planner import ListPlan
 from penstock.request import Namespace, Request, SamplingParams, TokenSpan
 
 WARM_UP = Row(list(range(60)), 4)
@@ -83,7 +83,7 @@ class Bench:
     def _add(self, rows: list[Row]) -> float:
         started = time.perf_counter()
         namespace = Namespace(salt=f"workload {self._num_workloads}")
-        for index in run_order([row.prompt_tokens for row in rows], [row.max_tokens for row in rows]):
+        for index in ListPlan([row.prompt_tokens for row in rows], [row.max_tokens for row in rows]).order:
             row = rows[index]
             params = SamplingParams(max_tokens=row.max_tokens, temperature=0.0, ignore_eos=True)
             request = Request((TokenSpan(tuple(row.prompt_tokens)),), params, namespace=namespace)
