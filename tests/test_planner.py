@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 from penstock import planner
 from penstock.planner import (
     Forest,
+    Lengths,
     ListPlan,
     Place,
     Ranks,
@@ -124,3 +127,46 @@ def test_prompts_in_a_list_are_learned_of_as_a_job_is() -> None:
     assert [plan.learn(index, 4) for index in range(17)] == [n in (7, 15) for n in range(17)], "at 8, 16, 32 .. answers"
     assert plan.expect(20) == 4
     assert plan.expect(40) == 64, "one branch says nothing of the others"
+
+
+SHARED = 1000
+
+
+def lengths_of_a_group() -> tuple[Lengths, int]:
+    """What is learned of rows that share `SHARED` tokens, of which nothing is known yet, and their node."""
+    forest = Forest(min_tokens=16)
+    places = list(forest.grow(pack_tokens([*range(SHARED), last]) for last in (1, 2)))
+    assert forest.depths[places[0].node] == SHARED
+    return Lengths(forest), places[0].node
+
+
+def learn(lengths: Lengths, node: int, own_tokens: int, output_tokens: int) -> None:
+    lengths.add(node, prompt_tokens=SHARED + own_tokens, guess_tokens=256, output_tokens=output_tokens)
+
+
+def test_expectations_grow_with_what_prompts_add_to_a_beginning_that_they_share() -> None:
+    lengths, group = lengths_of_a_group()
+    for own_tokens in (10, 40, 160) * 100:
+        learn(lengths, group, own_tokens, own_tokens)
+    expected = [lengths.expect(group, SHARED + own_tokens, 256) for own_tokens in (10, 40, 160)]
+    assert expected == pytest.approx([10, 40, 160], abs=4)
+    assert lengths.expect(group, SHARED + 5000, 256) == 70, "of such prompts nothing was seen, but of the group"
+
+
+def test_a_few_answers_to_prompts_of_a_length_say_little_of_the_next() -> None:
+    lengths, group = lengths_of_a_group()
+    for _ in range(100):
+        learn(lengths, group, 10, 20)
+    learn(lengths, group, 160, 256)
+    mean = (100 * 20 + 256) / 101
+    assert lengths.expect(group, SHARED + 160, 256) == round(mean + (256 - mean) / 5)
+    assert lengths.expect(group, SHARED + 10, 256) == 20
+
+
+def test_where_lengths_of_prompts_mean_nothing_little_is_lost_by_them() -> None:
+    draw = random.Random(7)
+    lengths, group = lengths_of_a_group()
+    for _ in range(400):
+        learn(lengths, group, 2 ** draw.randrange(8), draw.randint(1, 128))
+    expected = [lengths.expect(group, SHARED + 2**n, 256) for n in range(8)]
+    assert expected == pytest.approx([64] * 8, rel=0.2)

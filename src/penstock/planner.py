@@ -65,6 +65,11 @@ def bucket(expected_tokens: int) -> int:
     return min(expected_tokens.bit_length(), MAX_BUCKET)
 
 
+def is_surprise(tokens: int, expected_tokens: int) -> bool:
+    """Whether a length is quite another than was expected: less than 3/4 of it, or more than 3/2."""
+    return not 3 * expected_tokens <= 4 * tokens <= 6 * expected_tokens
+
+
 class Forest:
     """Prefix trees, one for each class of rows that may not be mixed (priorities), under roots of their own.
 
@@ -187,12 +192,11 @@ class Ranks:
 
 
 class _Mean:
-    """The sum and number of some ratios, and in how many branches below their prefix they were seen."""
+    """The sum and number of some ratios."""
 
-    __slots__ = ("branches", "number", "total")
+    __slots__ = ("number", "total")
 
     def __init__(self) -> None:
-        self.branches = 0
         self.number = 0
         self.total = 0.0
 
@@ -201,46 +205,63 @@ class _Mean:
         self.total += ratio
 
 
+class _Below(_Mean):
+    """The ratios below a prefix; in how many branches they were seen; those of prompts about as long, by `bucket`."""
+
+    __slots__ = ("alike", "branches")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.branches = 0
+        self.alike: dict[int, _Mean] = {}
+
+
 class Lengths:
-    """How long answers turn out to be, against the first guess: by prefix, by length of prompt, and over all rows.
+    """How long answers turn out to be, against the first guess: by prefix, and below it by length of prompt.
 
     A row's guess is corrected by the mean ratio of the nearest prefix above it of which enough answers are known, in
-    its own branch or in several others; where that is a whole tree, by that of prompts about as long as its own.
+    its own branch or in several others. Among the rows of that prefix, those whose prompts go on about as long behind
+    it (by `bucket`) have a mean of their own: each of their answers counts once, and beside them the mean of all counts
+    as PRIOR answers. So one answer moves what is expected by a fifth of the way, and many say all. Where lengths of
+    prompts mean nothing, both means are nearly the same: at most a 16th of the variance of an answer is lost.
     """
 
     ENOUGH = 8
     SEVERAL = 3
+    PRIOR = 4
 
     def __init__(self, forest: Forest) -> None:
         self._parents = forest.parents
-        self._by_node: dict[int, _Mean] = {}
-        self._by_prompt: dict[int, _Mean] = {}
+        self._depths = forest.depths
+        self._by_node: dict[int, _Below] = {}
         self.number = 0
-        self.surprises = 0  # answers less than 3/4 or more than 3/2 as long as guessed
+        self.surprises = 0  # answers that were not as long as guessed at first
 
     def add(self, node: int, *, prompt_tokens: int, guess_tokens: int, output_tokens: int) -> None:
         """An answer is known."""
         ratio = output_tokens / max(1, guess_tokens)
         is_new_branch = True
         for above in self._path(node):
-            mean = self._by_node.setdefault(above, _Mean())
-            mean.branches += is_new_branch
-            is_new_branch = mean.number == 0
-            mean.add(ratio)
-        self._by_prompt.setdefault(bucket(prompt_tokens), _Mean()).add(ratio)
+            below = self._by_node.setdefault(above, _Below())
+            below.branches += is_new_branch
+            is_new_branch = below.number == 0
+            below.add(ratio)
+            if below.number > self.ENOUGH:  # so that the many prefixes of a few rows hold one mean each
+                below.alike.setdefault(bucket(prompt_tokens - self._depths[above]), _Mean()).add(ratio)
         self.number += 1
-        self.surprises += not 0.75 <= ratio <= 1.5
+        self.surprises += is_surprise(output_tokens, guess_tokens)
 
     def expect(self, node: int, prompt_tokens: int, guess_tokens: int) -> int:
         """The length to reckon with for an answer that is not known yet; at least 1."""
         for above in self._path(node):
-            mean = self._by_node.get(above)
-            if mean is None or mean.number < self.ENOUGH or (above != node and mean.branches < self.SEVERAL):
+            below = self._by_node.get(above)
+            if below is None or below.number < self.ENOUGH or (above != node and below.branches < self.SEVERAL):
                 continue
-            if self._parents[above] < 0:
-                like = self._by_prompt.get(bucket(prompt_tokens), mean)
-                mean = like if like.number >= self.ENOUGH else mean
-            return max(1, round(guess_tokens * mean.total / mean.number))
+            mean = below.total / below.number
+            alike = below.alike.get(bucket(prompt_tokens - self._depths[above]))
+            if alike is not None:
+                mean = (alike.total + self.PRIOR * mean) / (alike.number + self.PRIOR)
+            return max(1, round(guess_tokens * mean))
         return guess_tokens
 
     def _path(self, node: int) -> Iterator[int]:
