@@ -16,7 +16,7 @@ INSIDE = Inside(
     preemptions=0,
     flops=10,
     moved_bytes=20,
-    optimal_s=3.0,
+    least_s=3.0,
     linear_s=2.0,
     attention_s=1.5,
     other_s=0.5,
@@ -38,12 +38,12 @@ def test_rates_and_shares() -> None:
         "cached_tokens_per_s": 6.0,
     }
     shares = RUN.shares()
-    assert shares.pop("optimal_share") == 0.6
+    assert shares.pop("least_share") == 0.6
     assert list(shares.values()) == pytest.approx([0.4, 0.3, 0.1, 0.2])
 
 
-def test_without_limits_there_is_no_share_of_the_optimal_time() -> None:
-    assert replace(RUN, inside=replace(INSIDE, optimal_s=None)).shares()["optimal_share"] is None
+def test_without_limits_there_is_no_share_of_the_least_time() -> None:
+    assert replace(RUN, inside=replace(INSIDE, least_s=None)).shares()["least_share"] is None
 
 
 def test_computed_tokens_are_set_against_the_distinct_ones() -> None:
