@@ -1,12 +1,20 @@
-"""Protects the lower bound of a step: exact counts for small plans, and each shared position once."""
+"""Protects lower bounds: of a step, exact counts for small plans; of a job, which no plan of it can beat."""
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 
-from penstock.cost import StepCost, layer_elements, optimal_s, step_cost
-from penstock.step import Chunk, SampleAt, StepPlan
-from tests.profiles import SPEC
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from penstock.cost import Cost, job_cost, layer_elements, least_s, step_cost
+from penstock.outlines import Outline
+from penstock.prefix import common_length
+from penstock.request import SamplingParams
+from penstock.simulation import SimRow, SimulatedExecutor, simulate
+from penstock.step import Chunk, SampleAt, StepPlan, Ticket
+from tests.profiles import SPEC, terms
 
 LAYER = 8 * 2 * (2 * 4 + 2 * 2) + 3 * 8 * 16  # q and out, k and v, gate and up and down: 192 + 384
 HEAD = 100 * 8
@@ -19,7 +27,7 @@ def chunk(sequence: int, start: int, count: int, *blocks: int, samples: int = 0)
     return Chunk(sequence, start, (7,) * count, (blocks,), drawn)
 
 
-def cost(*chunks: Chunk, element_bytes: int = 2) -> StepCost:
+def cost(*chunks: Chunk, element_bytes: int = 2) -> Cost:
     return step_cost(SPEC, StepPlan(1, chunks), element_bytes=element_bytes, block_tokens=4)
 
 
@@ -36,7 +44,7 @@ def test_a_prompt_attends_to_itself_and_samples_once() -> None:
 
 def test_a_part_of_a_prompt_needs_no_head() -> None:
     found = cost(chunk(1, 0, 5, 0, 1))
-    assert found == StepCost(20320 - 2 * HEAD, 5296 - 2 * HEAD)
+    assert found == Cost(20320 - 2 * HEAD, 5296 - 2 * HEAD)
 
 
 def test_a_decoding_sequence_reads_all_that_it_has() -> None:
@@ -56,6 +64,57 @@ def test_a_block_that_is_read_to_different_depths_counts_the_deepest() -> None:
     assert found.moved_bytes == 2 * (3 * LAYER + (3 + 2) * KV)
 
 
-def test_the_optimal_time_is_that_of_the_scarcer_resource() -> None:
-    assert optimal_s(StepCost(600, 10), flops_per_s=100, bytes_per_s=10) == 6
-    assert optimal_s(StepCost(600, 100), flops_per_s=100, bytes_per_s=10) == 10
+def test_the_least_time_is_that_of_the_scarcer_resource() -> None:
+    assert least_s(Cost(600, 10), flops_per_s=100, bytes_per_s=10) == 6
+    assert least_s(Cost(600, 100), flops_per_s=100, bytes_per_s=10) == 10
+
+
+def test_a_job_of_one_row_costs_what_its_steps_do() -> None:
+    prompt, first, second = chunk(1, 0, 5, 0, 1, samples=1), chunk(1, 5, 1, 0, 1, samples=1), chunk(1, 6, 1, 0, 1)
+    steps = [cost(prompt), cost(first), cost(replace(second, samples=first.samples))]
+    assert job_cost(SPEC, [Outline(5, 5, 3)], element_bytes=2) == Cost(*map(sum, zip(*steps, strict=True)))
+
+
+def test_all_rows_of_a_job_decode_together_and_what_they_share_is_computed_once() -> None:
+    found = job_cost(SPEC, [Outline(10, 10, 4), Outline(12, 2, 6, samples=3)], element_bytes=2)
+    tokens = 10 + 2 + 3 + 3 * 1
+    pairs = (55 + 11 + 12 + 13) + (11 + 12) + 3 * 13
+    reads = 3 * 10 + (0 + 1 + 2) + 1 * 2  # the prompt of the first, then its own tokens; what is new of the second
+    assert found.flops == 2 * (tokens * 3 * LAYER + (4 + 6) * HEAD + pairs * PAIR)
+    assert found.moved_bytes == 2 * (4 * (3 * LAYER + HEAD) + (tokens + reads) * KV)
+    assert job_cost(SPEC, [], element_bytes=2) == Cost(0, 0)
+
+
+class Watched(SimulatedExecutor):
+    """Adds up what the steps of a plan must cost."""
+
+    cost = Cost(0, 0)
+
+    def submit(self, plan: StepPlan) -> Ticket:
+        step = step_cost(SPEC, plan, element_bytes=2, block_tokens=4)
+        self.cost = Cost(*map(int.__add__, self.cost, step))
+        return super().submit(plan)
+
+
+ROWS = st.tuples(st.lists(st.integers(0, 1), min_size=1, max_size=12), st.integers(1, 9), st.integers(1, 3))
+
+
+@given(st.lists(ROWS, max_size=12), st.integers(1, 6), st.integers(6, 40), st.integers(8, 60), st.randoms())
+@settings(max_examples=100, deadline=None)
+def test_no_plan_of_a_job_beats_its_cost(
+    asked: list[tuple[list[int], int, int]], sequences: int, budget: int, blocks: int, draw: random.Random
+) -> None:
+    outlines, rows = [], []
+    before: tuple[int, ...] = ()
+    for prompt, output_tokens, samples in sorted(asked):
+        new = len(prompt) - common_length(prompt, before)
+        outlines.append(Outline(len(prompt), new, output_tokens * samples, samples))
+        before = tuple(prompt)
+        rows.append(SimRow(before, output_tokens, SamplingParams(max_tokens=output_tokens, n=samples)))
+    draw.shuffle(rows)
+    known = terms(sequences=sequences, budget=budget, blocks=blocks)
+    executor = Watched(known)
+    assert simulate(rows, known, executor=executor).failed == 0
+    least = job_cost(SPEC, outlines, element_bytes=2)
+    assert least.flops <= executor.cost.flops
+    assert least.moved_bytes <= executor.cost.moved_bytes

@@ -117,6 +117,18 @@ def test_several_samples_share_their_prompt_and_come_back_together() -> None:
     assert not e._owner
 
 
+def test_what_is_expected_of_an_answer_may_change_while_it_waits() -> None:
+    e = engine(num_blocks=8)  # 32 tokens
+    numbers = [e.add(request(first, first, max_tokens=25)) for first in (20, 30)]
+    e.step()
+    assert e.stats().num_running == 1, "27 tokens of each do not fit"
+    for number in (*numbers, 7):
+        e.set_expected(number, 3)
+    e.step()
+    assert e.stats().num_running == 2
+    assert [len(answer(run(e), number)[0]) for number in numbers[1:]] == [25], "an expectation ends no answer"
+
+
 def test_a_row_without_an_answer_fails_alone() -> None:
     e = engine()
     bad, good = e.add(request(13, n=2)), e.add(request(5, max_tokens=2))

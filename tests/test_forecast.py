@@ -9,9 +9,10 @@ import pytest
 from penstock import forecast as module
 from penstock.forecast import LoadRows, estimate, forecast, longer, shorter, weight
 from penstock.outlines import Outline, Outlines, Sums
+from penstock.profile import Rates
 from penstock.request import SamplingParams
 from penstock.simulation import SimRow, simulate
-from tests.profiles import terms
+from tests.profiles import profile, terms
 
 
 def job(rows: int, *, seed: int = 0, is_fixed: bool = True) -> tuple[Outlines, list[SimRow]]:
@@ -86,3 +87,17 @@ def test_a_weight_grows_with_what_is_new_and_what_is_drawn() -> None:
 def test_no_rows_take_no_time() -> None:
     found = forecast(Outlines(), loading([]), terms(), is_certain=True)
     assert found.seconds == 0
+
+
+def test_the_optimal_time_is_the_jobs_own_whatever_its_settings() -> None:
+    outlines, rows = job(40)
+    usual, thin, small = (
+        forecast(outlines, loading(rows), terms(**asked), is_certain=True)
+        for asked in ({}, {"sequences": 1}, {"blocks": 20, "budget": 8})
+    )
+    assert usual.optimal_s == thin.optimal_s == small.optimal_s
+    assert usual.optimal_s is not None
+    assert 0 < usual.optimal_s < usual.seconds < thin.seconds
+    known = terms()
+    nothing = known._replace(profile=profile(rates=Rates(None, 1e5)))
+    assert forecast(outlines, loading(rows), nothing, is_certain=True).optimal_s is None

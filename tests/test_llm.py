@@ -14,7 +14,7 @@ from penstock import LLM, Result, SamplingParams
 from penstock.errors import ConfigError, RowError, RowErrorCode
 from penstock.protocol import Endpoint
 from penstock.request import Completion, FinishReason
-from tests.checkpoints import VOCABULARY, write_llama
+from tests.checkpoints import CONTEXT, VOCABULARY, write_llama
 
 pytestmark = pytest.mark.torch
 
@@ -143,6 +143,23 @@ def test_the_engine_holds_a_bounded_number_of_requests(llm: LLM, monkeypatch: py
     held = [in_flight(llm) for _ in llm.generate(["a"] * 20, GREEDY, stream=True)]
     assert len(held) == 20
     assert max(held) <= 3
+
+
+def test_short_chats_without_max_tokens_run_together_in_the_memory_of_one_context(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    llm = LLM(str(folder), device="cpu", dtype="float32", kv_memory=2**18, token_budget=64, seed=5)
+    assert llm.stats().kv_total_tokens == CONTEXT
+    params = SamplingParams(stop_token_ids=tuple(range(0, VOCABULARY, 8)))  # drawn at one token in eight
+    chats = [[{"role": "user", "content": f"{number}?"}] for number in range(60)]
+    at_once, results = [], []
+    for result in llm.chat(chats, params, stream=True):
+        at_once.append(llm.stats().num_running)
+        results.append(result)
+    assert at_once[0] <= 2, "a first guess has room for few"
+    assert max(at_once) >= 6, "those that have finished tell that there is room for many"
+    monkeypatch.setattr(llm, "_max_in_flight", 1)
+    assert sorted(results, key=lambda result: result.index) == llm.chat(chats, params)
 
 
 def test_no_prompts_have_no_results(llm: LLM) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,12 +11,13 @@ from hypothesis import strategies as st
 from penstock import planner
 from penstock.planner import (
     Forest,
+    Lengths,
+    ListPlan,
     Place,
     Ranks,
     common_tokens,
     guess_tokens,
     pack_tokens,
-    run_order,
     unpack_tokens,
 )
 
@@ -33,7 +36,7 @@ def order(prompts: list[list[int]], expected: list[int], *, min_tokens: int = 1)
     """The prompts' indices in the order in which they run."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(planner, "MIN_SHARED_TOKENS", min_tokens)
-        return run_order(prompts, expected)
+        return ListPlan(prompts, expected).order
 
 
 def distinct_tokens(prompts: list[list[int]]) -> int:
@@ -115,3 +118,55 @@ def test_guesses() -> None:
     assert guess_tokens(16, 1000) == 16
     assert guess_tokens(None, 1000) == 256
     assert guess_tokens(None, 100) == 100
+
+
+def test_prompts_in_a_list_are_learned_of_as_a_job_is() -> None:
+    prompts = [[*range(20), 100 + n] for n in range(30)] + [[*range(20, 40), 100 + n] for n in range(30)]
+    plan = ListPlan(prompts, [64] * 60)
+    assert plan.expect(3) == 64
+    assert [plan.learn(index, 4) for index in range(17)] == [n in (7, 15) for n in range(17)], "at 8, 16, 32 .. answers"
+    assert plan.expect(20) == 4
+    assert plan.expect(40) == 64, "one branch says nothing of the others"
+
+
+SHARED = 1000
+
+
+def lengths_of_a_group() -> tuple[Lengths, int]:
+    """What is learned of rows that share `SHARED` tokens, of which nothing is known yet, and their node."""
+    forest = Forest(min_tokens=16)
+    places = list(forest.grow(pack_tokens([*range(SHARED), last]) for last in (1, 2)))
+    assert forest.depths[places[0].node] == SHARED
+    return Lengths(forest), places[0].node
+
+
+def learn(lengths: Lengths, node: int, own_tokens: int, output_tokens: int) -> None:
+    lengths.add(node, prompt_tokens=SHARED + own_tokens, guess_tokens=256, output_tokens=output_tokens)
+
+
+def test_expectations_grow_with_what_prompts_add_to_a_beginning_that_they_share() -> None:
+    lengths, group = lengths_of_a_group()
+    for own_tokens in (10, 40, 160) * 100:
+        learn(lengths, group, own_tokens, own_tokens)
+    expected = [lengths.expect(group, SHARED + own_tokens, 256) for own_tokens in (10, 40, 160)]
+    assert expected == pytest.approx([10, 40, 160], abs=4)
+    assert lengths.expect(group, SHARED + 5000, 256) == 70, "of such prompts nothing was seen, but of the group"
+
+
+def test_a_few_answers_to_prompts_of_a_length_say_little_of_the_next() -> None:
+    lengths, group = lengths_of_a_group()
+    for _ in range(100):
+        learn(lengths, group, 10, 20)
+    learn(lengths, group, 160, 256)
+    mean = (100 * 20 + 256) / 101
+    assert lengths.expect(group, SHARED + 160, 256) == round(mean + (256 - mean) / 5)
+    assert lengths.expect(group, SHARED + 10, 256) == 20
+
+
+def test_where_lengths_of_prompts_mean_nothing_little_is_lost_by_them() -> None:
+    draw = random.Random(7)
+    lengths, group = lengths_of_a_group()
+    for _ in range(400):
+        learn(lengths, group, 2 ** draw.randrange(8), draw.randint(1, 128))
+    expected = [lengths.expect(group, SHARED + 2**n, 256) for n in range(8)]
+    assert expected == pytest.approx([64] * 8, rel=0.2)

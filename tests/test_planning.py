@@ -113,6 +113,17 @@ def test_long_answers_come_first_and_learned_lengths_change_the_order(path: Path
     assert [(row.row, row.expected_tokens) for row in plan.rows()] == [(2, 16), (0, 4), (1, 3)]
 
 
+def test_nothing_is_put_in_order_again_where_the_order_rests_on_what_is_known_already(path: Path) -> None:
+    plan = planned(path, [line(i, [i % 3, 5, 5, i + 10], max_tokens=64) for i in range(60)])
+    plan.reorder(lambda node, prompt_tokens, guess: 20)
+    assert {row.expected_tokens for row in plan.rows()} == {20}, "not as guessed at first"
+    plan.reorder(lambda node, prompt_tokens, guess: 24)
+    assert {row.expected_tokens for row in plan.rows()} == {20}, "as long as they were taken to be, nearly"
+    plan.reorder(lambda node, prompt_tokens, guess: 40 if node == 1 else 20)
+    assert {row.expected_tokens for row in plan.rows()} == {20, 40}, "a third of the rows are longer"
+    plan.close()
+
+
 def test_lengths_are_learned_by_prefix_and_by_prompt(path: Path) -> None:
     rows = [line(i, [5, 5, 5, i + 10]) for i in range(20)] + [line(100 + i, [7, 7, 7, i + 10]) for i in range(20)]
     plan = planned(path, [*rows, line(200, [1]), line(201, list(range(1, 200)))])

@@ -32,10 +32,10 @@ limits of the machine (bfloat16, 2 threads):
   decode           4     5.00      20.0        18.0       6.0       4.0   1 GiB
   small            2    10.00      10.0         9.0       3.0       2.0   1 GiB
 
-how much of the time was needed at least (tile: the arithmetic as tile products), and where it went:
-  workload  optimal  tile  linear  attention  other  python
-  decode      60.0%     -   40.0%      30.0%  10.0%   20.0%
-  small       60.0%     -   40.0%      30.0%  10.0%   20.0%
+how much of the time its steps needed at least (tile: the arithmetic as tile products), and where it went:
+  workload  least  tile  linear  attention  other  python
+  decode    60.0%     -   40.0%      30.0%  10.0%   20.0%
+  small     60.0%     -   40.0%      30.0%  10.0%   20.0%
 
 tokens of prompts: asked for, distinct (a shared beginning once), computed, and computed over distinct:
   workload  asked  distinct  computed  ratio
@@ -73,9 +73,9 @@ def test_a_peer_that_counts_its_computed_tokens_shows_the_ratio() -> None:
 
 
 def test_without_limits_there_is_a_reason_and_a_dash() -> None:
-    own = replace(entrants()[0], runs={"decode": [replace(RUN, inside=replace(INSIDE, optimal_s=None))]})
+    own = replace(entrants()[0], runs={"decode": [replace(RUN, inside=replace(INSIDE, least_s=None))]})
     lines = table(TASKS[:1], [own], None)
-    assert "not measured, so there are no shares of the optimal time" in lines[1]
+    assert "not measured, so there are no shares of the least time" in lines[1]
     assert ["decode", "-", "-", "40.0%"] in [line.split()[:4] for line in lines]
 
 

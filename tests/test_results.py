@@ -16,7 +16,7 @@ INSIDE = Inside(
     preemptions=0,
     flops=10,
     moved_bytes=20,
-    optimal_s=3.0,
+    least_s=3.0,
     tile_s=2.5,
     linear_s=2.0,
     attention_s=1.5,
@@ -39,13 +39,13 @@ def test_rates_and_shares() -> None:
         "cached_tokens_per_s": 6.0,
     }
     shares = RUN.shares()
-    assert (shares.pop("optimal_share"), shares.pop("tile_share")) == (0.6, 0.5)
+    assert (shares.pop("least_share"), shares.pop("tile_share")) == (0.6, 0.5)
     assert list(shares.values()) == pytest.approx([0.4, 0.3, 0.1, 0.2])
 
 
-def test_without_limits_there_is_no_share_of_the_optimal_time() -> None:
-    shares = replace(RUN, inside=replace(INSIDE, optimal_s=None, tile_s=None)).shares()
-    assert shares["optimal_share"] is shares["tile_share"] is None
+def test_without_limits_there_is_no_share_of_the_least_time() -> None:
+    shares = replace(RUN, inside=replace(INSIDE, least_s=None, tile_s=None)).shares()
+    assert shares["least_share"] is shares["tile_share"] is None
 
 
 def test_computed_tokens_are_set_against_the_distinct_ones() -> None:

@@ -72,14 +72,5 @@ def test_the_parts_are_the_whole() -> None:
     assert all(found.parts.values())
 
 
-def test_the_optimal_time_is_told_where_the_limits_are_known() -> None:
-    found = simulate([row(0, 6, 3)], terms())
-    assert found.optimal_s is not None
-    assert 0 < found.optimal_s < found.seconds
-    known = terms()
-    nothing = replace(known.profile, rates=known.profile.rates._replace(flops_per_s=None))
-    assert simulate([row(0, 6, 3)], known._replace(profile=nothing)).optimal_s is None
-
-
 def test_no_rows_take_no_time() -> None:
     assert simulate([], terms()).seconds == 0

@@ -69,9 +69,7 @@ def add_bench(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     limits.add_argument(
         "--ceilings", type=Path, metavar="FILE", help="keep the measured limits here, to use them again"
     )
-    limits.add_argument(
-        "--no-ceilings", action="store_true", help="do not measure limits; no shares of the optimal time"
-    )
+    limits.add_argument("--no-ceilings", action="store_true", help="do not measure limits; no shares of the least time")
     bench.add_argument("--write", type=Path, metavar="FOLDER", help="only write the workloads, as JSONL of token ids")
     bench.add_argument("--json", action="store_true", help="no table: only the last line, the JSON object")
 

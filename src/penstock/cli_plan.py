@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 EPILOG = """\
 Nothing is computed and nothing is written beside the input. The time is what it took to read the rows here, and that of
 the engine, simulated step by step with what this machine was measured to take. Where no profile of the model is kept
-yet, one is measured first, quickly (`penstock doctor --measure` does it thoroughly).
+yet, one is measured first, quickly (`penstock doctor --measure` does it thoroughly). The optimal time is what no plan
+of these rows can beat here, whatever its memory: distinct tokens computed once, all answers drawn together, arithmetic
+and memory at their limits.
 
 exit codes: 0 planned; 2 refused, nothing done; 3 the measuring failed
 """

@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import NamedTuple
 
+from penstock.config import ELEMENT_BYTES
+from penstock.cost import job_cost, least_s
 from penstock.outlines import Outlines, Sums
 from penstock.profile import Work
 from penstock.simulation import SimRow, Simulated, Terms, simulate
@@ -38,12 +40,15 @@ class Forecast:
         simulated: the job's numbers, scaled where not all of it was simulated.
         low_s, high_s: the seconds to be reckoned with; rows: of the job; simulated_rows: those that stood for them.
         error: the relative error of `simulated.seconds`, were all lengths as expected.
+        optimal_s: what no plan can beat on this machine with answers so long, by `cost.job_cost`; None: the machine's
+            limits are not known.
     """
 
     simulated: Simulated
     low_s: float
     high_s: float
     error: float
+    optimal_s: float | None
     rows: int
     simulated_rows: int
 
@@ -90,9 +95,18 @@ def forecast(
         low_s=min(seconds) / (1 + error),
         high_s=max(seconds) * (1 + error),
         error=error,
+        optimal_s=_optimal_s(outlines, terms),
         rows=len(outlines),
         simulated_rows=expected.rows,
     )
+
+
+def _optimal_s(outlines: Outlines, terms: Terms) -> float | None:
+    rates = terms.profile.rates
+    if not (rates.flops_per_s and rates.bytes_per_s):
+        return None
+    cost = job_cost(terms.spec, outlines, element_bytes=ELEMENT_BYTES[terms.config.dtype])
+    return least_s(cost, flops_per_s=rates.flops_per_s, bytes_per_s=rates.bytes_per_s)
 
 
 def shorter(row: SimRow) -> SimRow:
@@ -221,7 +235,7 @@ _SUMS = ("seconds", "steps", "preemptions", "computed_tokens", "cached_tokens", 
 
 def _numbers(found: Simulated) -> list[float]:
     """All that adds up over a job, `seconds` first."""
-    return [*(float(getattr(found, name)) for name in _SUMS), found.optimal_s or 0.0, *found.parts.values()]
+    return [*(float(getattr(found, name)) for name in _SUMS), *found.parts.values()]
 
 
 def _from_numbers(numbers: Iterable[float], runs: Sequence[_Run]) -> Simulated:
@@ -232,11 +246,9 @@ def _from_numbers(numbers: Iterable[float], runs: Sequence[_Run]) -> Simulated:
         name: value if types[name] == "float" else round(max(0.0, value))
         for name, value in zip(_SUMS, values, strict=False)
     }
-    rest = values[len(_SUMS) :]
     return replace(
         first,
         **sums,  # type: ignore[arg-type]
-        optimal_s=None if first.optimal_s is None else rest[0],
         peak_kv_tokens=max(run.whole.peak_kv_tokens for run in runs),
-        parts=dict(zip(first.parts, rest[1:], strict=True)),
+        parts=dict(zip(first.parts, values[len(_SUMS) :], strict=True)),
     )

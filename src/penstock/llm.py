@@ -4,7 +4,7 @@ Owns the loop that feeds an engine from a list of prompts. Thin: prompts become 
 is opened as a job opens it, so they are checked, tokenized and answered as `penstock run` does it. Prompt i has custom
 id str(i): equal rows, equal answers.
 One idea: a bad prompt is a result with an `error`, in its place among the others. The prompts of a call are planned as
-a job is: shared prefixes and equal prompts are computed once.
+a job is: shared prefixes and equal prompts are computed once, and the lengths of answers are learned from those known.
 An `LLM` belongs to one thread; several streams of one `LLM` may be read in turns.
 """
 
@@ -19,7 +19,7 @@ from penstock.engine import Engine, EngineStats, Failed, Finished
 from penstock.errors import RowError
 from penstock.fields import is_unicode, refuse
 from penstock.jobs.loading import find_model
-from penstock.planner import FIRST_GUESS_TOKENS, run_order
+from penstock.planner import ListPlan, guess_tokens
 from penstock.protocol import COMPLETIONS_MAX_TOKENS, BatchRow, Endpoint, Message, Prompt, parse_messages, parse_prompt
 from penstock.request import Completion, FinishReason, Request, SamplingParams, TokenLogprob
 
@@ -112,6 +112,7 @@ class LLM:
         wait_passively()
         found = find_model(model, settings)
         self.choices = found.resolve()
+        self._context_tokens = found.setup(settings.seed or 0).context_tokens
         loaded = found.load(settings.seed or 0)
         assert isinstance(loaded.engine, Engine)
         self._engine = loaded.engine
@@ -188,29 +189,42 @@ class LLM:
             except RowError as error:
                 yield Result(one.index, error=error)
         equal = _equal(requests)
-        for result in self._run(requests, _planned({index: requests[index] for index in equal})):
+        for result in self._run([requests[indices[0]] for indices in equal]):
             yield from (replace(result, index=index) for index in equal[result.index])
 
-    def _run(self, requests: Mapping[int, Request], order: Iterable[int]) -> Iterator[Result]:
-        """Run requests in this order of their indices, as many at once as keep the engine busy."""
+    def _run(self, requests: Sequence[Request]) -> Iterator[Result]:
+        """Run requests in the order of their plan, as many at once as keep the engine busy; it learns as they end."""
+        plan = self._plan(requests)
         running: dict[int, int] = {}  # request number to index
-        waiting = iter(order)
+        waiting = iter(plan.order)
         try:
             while True:
                 while len(running) < self._max_in_flight and (index := next(waiting, None)) is not None:
                     try:
-                        running[self._engine.add(requests[index])] = index
+                        running[self._engine.add(requests[index], plan.expect(index))] = index
                     except RowError as error:
                         yield Result(index, error=error)
                 if not running:
                     return
                 self._step()
+                knows_more = False
                 for number in [number for number in running if number in self._ended]:
-                    yield _result(running.pop(number), self._ended.pop(number))
+                    index, event = running.pop(number), self._ended.pop(number)
+                    if isinstance(event, Finished):
+                        knows_more |= plan.learn(index, event.answer.output_tokens // requests[index].params.n)
+                    yield _result(index, event)
+                for number, index in running.items() if knows_more else ():
+                    self._engine.set_expected(number, plan.expect(index))
         finally:
             for number in running:
                 self._engine.abort(number)
                 self._ended.pop(number, None)
+
+    def _plan(self, requests: Sequence[Request]) -> ListPlan:
+        prompts = [request.prompt_tokens for request in requests]
+        limits = [request.params.max_tokens for request in requests]
+        rooms = [self._context_tokens - len(prompt) for prompt in prompts]
+        return ListPlan(prompts, [guess_tokens(*pair) for pair in zip(limits, rooms, strict=True)])
 
     def _step(self) -> None:
         for event in self._engine.step():
@@ -218,22 +232,14 @@ class LLM:
                 self._ended[event.number] = event
 
 
-def _equal(requests: Mapping[int, Request]) -> dict[int, list[int]]:
-    """The requests that have one answer, by the first of them, which is the one that runs."""
+def _equal(requests: Mapping[int, Request]) -> list[list[int]]:
+    """The indices of the requests that have one answer, together; the first of them is the one that runs."""
     first: dict[str, int] = {}
     found: dict[int, list[int]] = {}
     for index, request in requests.items():
         leader = first.setdefault(request.fingerprint(), index) if request.is_repeatable else index
         found.setdefault(leader, []).append(index)
-    return found
-
-
-def _planned(requests: Mapping[int, Request]) -> list[int]:
-    """The requests' indices in the order in which they run."""
-    indices = list(requests)
-    prompts = [requests[index].prompt_tokens for index in indices]
-    guesses = [requests[index].params.max_tokens or FIRST_GUESS_TOKENS for index in indices]
-    return [indices[at] for at in run_order(prompts, guesses)]
+    return list(found.values())
 
 
 def _result(index: int, event: Finished | Failed) -> Result:

@@ -30,11 +30,11 @@ def _time(outlook: Outlook, profile: Profile) -> Iterator[tuple[str, str]]:
     yield "", f"{lengths}; {simulated}"
     reading = f"{duration(outlook.reading_s)} of reading and planning"
     yield "", f"by the profile of {profile.measured_at[:10]}; {reading} is in it, loading the model is not"
-    least, share = found.simulated.optimal_s, outlook.optimal_share
+    least, share = found.optimal_s, outlook.optimal_share
     if least is None or share is None:
         yield "optimal", "not known: the limits of this machine were not measured"
     else:
-        yield "optimal", f"{duration(least)} on this machine, so {share:.0%} of what it can do is expected"
+        yield "optimal", f"{duration(least)} whatever the plan, so {share:.0%} of what this machine can do is expected"
     parts = found.simulated.parts
     whole = sum(parts.values()) or 1.0
     # A part that is next to nothing may come out below it, as a difference of two simulations.
@@ -85,6 +85,7 @@ def outlook_as_json(outlook: Outlook, profile: Profile) -> dict[str, object]:
         **outlook.totals._asdict(),
         **times,
         **{name: value for name, value in asdict(found.simulated).items() if name != "seconds"},
+        "optimal_s": found.optimal_s,
         "optimal_share": outlook.optimal_share,
         "is_certain": outlook.is_certain,
         "simulated_rows": found.simulated_rows,

@@ -65,6 +65,11 @@ def bucket(expected_tokens: int) -> int:
     return min(expected_tokens.bit_length(), MAX_BUCKET)
 
 
+def is_surprise(tokens: int, expected_tokens: int) -> bool:
+    """Whether a length is quite another than was expected: less than 3/4 of it, or more than 3/2."""
+    return not 3 * expected_tokens <= 4 * tokens <= 6 * expected_tokens
+
+
 class Forest:
     """Prefix trees, one for each class of rows that may not be mixed (priorities), under roots of their own.
 
@@ -186,30 +191,12 @@ class Ranks:
                 walk += [(node, at + 1), (child, self._starts[child + 1])]
 
 
-def run_order(prompts: Sequence[Sequence[int]], guesses: Sequence[int]) -> list[int]:
-    """The order in which prompts (token ids) with guessed lengths of their answers should run: their indices.
-
-    As `Forest` and `Ranks` order a job, all in memory: for prompts that a program holds in a list anyway.
-    """
-    packed = [pack_tokens(prompt) for prompt in prompts]
-    by_bytes = sorted(range(len(packed)), key=packed.__getitem__)
-    forest = Forest(min_tokens=MIN_SHARED_TOKENS)
-    places = list(forest.grow(packed[index] for index in by_bytes))
-    peaks = [0] * len(forest.depths)
-    for index, place in zip(by_bytes, places, strict=True):
-        peaks[place.node] = max(peaks[place.node], bucket(guesses[index]))
-    ranks = Ranks(forest, peaks)
-    keys = [ranks.rank(p.node, bucket(guesses[i])) for i, p in zip(by_bytes, places, strict=True)]
-    return [by_bytes[at] for at in sorted(range(len(keys)), key=keys.__getitem__)]
-
-
 class _Mean:
-    """The sum and number of some ratios, and in how many branches below their prefix they were seen."""
+    """The sum and number of some ratios."""
 
-    __slots__ = ("branches", "number", "total")
+    __slots__ = ("number", "total")
 
     def __init__(self) -> None:
-        self.branches = 0
         self.number = 0
         self.total = 0.0
 
@@ -218,49 +205,111 @@ class _Mean:
         self.total += ratio
 
 
+class _Below(_Mean):
+    """The ratios below a prefix; in how many branches they were seen; those of prompts about as long, by `bucket`."""
+
+    __slots__ = ("alike", "branches")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.branches = 0
+        self.alike: dict[int, _Mean] = {}
+
+
 class Lengths:
-    """How long answers turn out to be, against the first guess: by prefix, by length of prompt, and over all rows.
+    """How long answers turn out to be, against the first guess: by prefix, and below it by length of prompt.
 
     A row's guess is corrected by the mean ratio of the nearest prefix above it of which enough answers are known, in
-    its own branch or in several others; where that is a whole tree, by that of prompts about as long as its own.
+    its own branch or in several others. Among the rows of that prefix, those whose prompts go on about as long behind
+    it (by `bucket`) have a mean of their own: each of their answers counts once, and beside them the mean of all counts
+    as PRIOR answers. So one answer moves what is expected by a fifth of the way, and many say all. Where lengths of
+    prompts mean nothing, both means are nearly the same: at most a 16th of the variance of an answer is lost.
     """
 
     ENOUGH = 8
     SEVERAL = 3
+    PRIOR = 4
 
     def __init__(self, forest: Forest) -> None:
         self._parents = forest.parents
-        self._by_node: dict[int, _Mean] = {}
-        self._by_prompt: dict[int, _Mean] = {}
+        self._depths = forest.depths
+        self._by_node: dict[int, _Below] = {}
         self.number = 0
-        self.surprises = 0  # answers less than 3/4 or more than 3/2 as long as guessed
+        self.surprises = 0  # answers that were not as long as guessed at first
 
     def add(self, node: int, *, prompt_tokens: int, guess_tokens: int, output_tokens: int) -> None:
         """An answer is known."""
         ratio = output_tokens / max(1, guess_tokens)
         is_new_branch = True
         for above in self._path(node):
-            mean = self._by_node.setdefault(above, _Mean())
-            mean.branches += is_new_branch
-            is_new_branch = mean.number == 0
-            mean.add(ratio)
-        self._by_prompt.setdefault(bucket(prompt_tokens), _Mean()).add(ratio)
+            below = self._by_node.setdefault(above, _Below())
+            below.branches += is_new_branch
+            is_new_branch = below.number == 0
+            below.add(ratio)
+            if below.number > self.ENOUGH:  # so that the many prefixes of a few rows hold one mean each
+                below.alike.setdefault(bucket(prompt_tokens - self._depths[above]), _Mean()).add(ratio)
         self.number += 1
-        self.surprises += not 0.75 <= ratio <= 1.5
+        self.surprises += is_surprise(output_tokens, guess_tokens)
 
     def expect(self, node: int, prompt_tokens: int, guess_tokens: int) -> int:
         """The length to reckon with for an answer that is not known yet; at least 1."""
         for above in self._path(node):
-            mean = self._by_node.get(above)
-            if mean is None or mean.number < self.ENOUGH or (above != node and mean.branches < self.SEVERAL):
+            below = self._by_node.get(above)
+            if below is None or below.number < self.ENOUGH or (above != node and below.branches < self.SEVERAL):
                 continue
-            if self._parents[above] < 0:
-                like = self._by_prompt.get(bucket(prompt_tokens), mean)
-                mean = like if like.number >= self.ENOUGH else mean
-            return max(1, round(guess_tokens * mean.total / mean.number))
+            mean = below.total / below.number
+            alike = below.alike.get(bucket(prompt_tokens - self._depths[above]))
+            if alike is not None:
+                mean = (alike.total + self.PRIOR * mean) / (alike.number + self.PRIOR)
+            return max(1, round(guess_tokens * mean))
         return guess_tokens
 
     def _path(self, node: int) -> Iterator[int]:
         while node >= 0:
             yield node
             node = self._parents[node]
+
+
+class ListPlan:
+    """The plan of prompts (token ids) that a program holds in a list: what a job has on disk, all in memory.
+
+    `guesses` are the lengths that their answers are taken to have before any is known (see `guess_tokens`).
+
+    Attributes:
+        order: the prompts' indices as they should run, by `Forest` and `Ranks`.
+    """
+
+    def __init__(self, prompts: Sequence[Sequence[int]], guesses: Sequence[int]) -> None:
+        packed = [pack_tokens(prompt) for prompt in prompts]
+        by_bytes = sorted(range(len(packed)), key=packed.__getitem__)
+        forest = Forest(min_tokens=MIN_SHARED_TOKENS)
+        self._nodes = [0] * len(packed)
+        for index, place in zip(by_bytes, forest.grow(packed[index] for index in by_bytes), strict=True):
+            self._nodes[index] = place.node
+        peaks = [0] * len(forest.depths)
+        for node, guess in zip(self._nodes, guesses, strict=True):
+            peaks[node] = max(peaks[node], bucket(guess))
+        ranks = Ranks(forest, peaks)
+        self.order = sorted(by_bytes, key=lambda index: ranks.rank(self._nodes[index], bucket(guesses[index])))
+        self._prompt_tokens = [len(prompt) for prompt in prompts]
+        self._guesses = guesses
+        self._lengths = Lengths(forest)
+        self._expect_again_at = Lengths.ENOUGH
+
+    def expect(self, index: int) -> int:
+        """How long a prompt's answer is taken to be, by all that is known now."""
+        return self._lengths.expect(self._nodes[index], self._prompt_tokens[index], self._guesses[index])
+
+    def learn(self, index: int, output_tokens: int) -> bool:
+        """An answer is known; gives whether twice as many are as when it last said so: time to expect anew."""
+        lengths = self._lengths
+        lengths.add(
+            self._nodes[index],
+            prompt_tokens=self._prompt_tokens[index],
+            guess_tokens=self._guesses[index],
+            output_tokens=output_tokens,
+        )
+        if lengths.number < self._expect_again_at:
+            return False
+        self._expect_again_at = 2 * lengths.number
+        return True

@@ -15,7 +15,6 @@ from typing import NamedTuple
 
 from penstock.blocks import BlockPool
 from penstock.config import ELEMENT_BYTES, EngineConfig
-from penstock.cost import optimal_s, step_cost
 from penstock.engine import Engine, Failed, Numerics
 from penstock.errors import RowError
 from penstock.models.spec import DecoderSpec
@@ -55,12 +54,10 @@ class Simulated:
 
     Attributes:
         parts: the seconds by kind of work; they sum to `seconds`.
-        optimal_s: the least time for these steps by `cost.py`; None where the machine's limits are not known.
         failed: rows that do not fit the KV memory.
     """
 
     seconds: float
-    optimal_s: float | None
     steps: int
     preemptions: int
     computed_tokens: int
@@ -79,7 +76,7 @@ class SimulatedExecutor:
         self._vocab = terms.spec.vocab
         self.ends: list[int] = []  # by sequence number, from 1: how many tokens it has when it ends
         self.work = Work(*[0] * len(Work._fields))
-        self.matrices_s = self.logits_s = self.optimal_s = 0.0
+        self.matrices_s = self.logits_s = 0.0
         self.peak_blocks = 0
         self.pool: BlockPool | None = None  # of the scheduler whose plans these are
         self._waiting: StepResult | None = None
@@ -91,7 +88,6 @@ class SimulatedExecutor:
         self.work = Work(*map(int.__add__, self.work, work))
         self.matrices_s += interpolate(profile.tokens, work.tokens)
         self.logits_s += interpolate(profile.samples, work.samples)
-        self._count_optimal(plan)
         if self.pool is not None:
             self.peak_blocks = max(self.peak_blocks, self.pool.total - self.pool.num_available)
         self._waiting = StepResult(plan.step, tuple(self._draw(chunk) for chunk in plan.chunks))
@@ -110,14 +106,6 @@ class SimulatedExecutor:
         ends = chunk.end + 1 >= self.ends[chunk.sequence - 1]
         token = self._vocab if ends else self._vocab + chunk.sequence
         return ChunkResult(chunk.sequence, (TokenLogprob(token, math.nan, ()),))
-
-    def _count_optimal(self, plan: StepPlan) -> None:
-        spec, config, profile = self._terms
-        rates = profile.rates
-        if rates.flops_per_s and rates.bytes_per_s:
-            element_bytes = ELEMENT_BYTES[config.dtype]
-            cost = step_cost(spec, plan, element_bytes=element_bytes, block_tokens=config.block_tokens)
-            self.optimal_s += optimal_s(cost, flops_per_s=rates.flops_per_s, bytes_per_s=rates.bytes_per_s)
 
     def parts(self) -> dict[str, float]:
         """The seconds by kind of work."""
@@ -181,7 +169,6 @@ def _result(engine: Engine, executor: SimulatedExecutor, *, failed: int, peak: i
     stats, parts = engine.stats(), executor.parts()
     return Simulated(
         seconds=sum(parts.values()),
-        optimal_s=executor.optimal_s or None,
         steps=stats.steps,
         preemptions=stats.preemptions,
         computed_tokens=stats.computed_tokens,

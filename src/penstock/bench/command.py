@@ -37,7 +37,7 @@ class Asked:
 
     Attributes:
         against: NAME=PYTHON each; ceilings: a file with measured limits, written where it is not there; None: measure
-            anew. measures_ceilings: false leaves out the limits, and with them the shares of the optimal time.
+            anew. measures_ceilings: false leaves out the limits, and with them the shares of the least time.
     """
 
     workloads: tuple[str, ...]

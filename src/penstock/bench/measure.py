@@ -22,11 +22,11 @@ from penstock.bench.timers import StepWatch
 from penstock.bench.workloads import read_jsonl
 from penstock.checkpoint import find_checkpoint
 from penstock.config import ELEMENT_BYTES, EngineConfig
-from penstock.cost import StepCost, optimal_s, step_cost
+from penstock.cost import Cost, least_s, step_cost
 from penstock.engine import Engine, EngineStats, Failed, open_engine
 from penstock.errors import BenchFailed, PenstockError
 from penstock.models.spec import DecoderSpec
-from penstock.planner import run_order
+from penstock.planner import ListPlan
 from penstock.request import Namespace, Request, SamplingParams, TokenSpan
 
 WARM_UP = Row(list(range(60)), 4)
@@ -69,7 +69,7 @@ class Bench:
         self._num_workloads += 1
         before, parts = self.stats(), self._watch.seconds()
         wall_s = self._add(rows)
-        costs: list[StepCost] = []
+        costs: list[Cost] = []
         while self._engine.num_unfinished:
             wall_s += self._step()
             costs += self._cost()
@@ -83,7 +83,7 @@ class Bench:
     def _add(self, rows: list[Row]) -> float:
         started = time.perf_counter()
         namespace = Namespace(salt=f"workload {self._num_workloads}")
-        for index in run_order([row.prompt_tokens for row in rows], [row.max_tokens for row in rows]):
+        for index in ListPlan([row.prompt_tokens for row in rows], [row.max_tokens for row in rows]).order:
             row = rows[index]
             params = SamplingParams(max_tokens=row.max_tokens, temperature=0.0, ignore_eos=True)
             request = Request((TokenSpan(tuple(row.prompt_tokens)),), params, namespace=namespace)
@@ -100,7 +100,7 @@ class Bench:
             raise BenchFailed(f"request {failed.number} failed: {failed.error.message}")
         return seconds
 
-    def _cost(self) -> list[StepCost]:
+    def _cost(self) -> list[Cost]:
         plan = self._watch.last_plan
         if plan is None:
             return []
@@ -108,20 +108,20 @@ class Bench:
         return [step_cost(self._spec, plan, element_bytes=element_bytes, block_tokens=self._config.block_tokens)]
 
     def _inside(
-        self, before: EngineStats, after: EngineStats, costs: list[StepCost], kernels: dict[str, float], wall_s: float
+        self, before: EngineStats, after: EngineStats, costs: list[Cost], kernels: dict[str, float], wall_s: float
     ) -> Inside:
         flops_per_s, bytes_per_s, tile_flops_per_s = self._rates
         flops = sum(cost.flops for cost in costs)
         least = None
         if flops_per_s and bytes_per_s:
-            least = sum(optimal_s(cost, flops_per_s=flops_per_s, bytes_per_s=bytes_per_s) for cost in costs)
+            least = sum(least_s(cost, flops_per_s=flops_per_s, bytes_per_s=bytes_per_s) for cost in costs)
         return Inside(
             cached_tokens=after.cached_tokens - before.cached_tokens,
             steps=after.steps - before.steps,
             preemptions=after.preemptions - before.preemptions,
             flops=flops,
             moved_bytes=sum(cost.moved_bytes for cost in costs),
-            optimal_s=least,
+            least_s=least,
             tile_s=flops / tile_flops_per_s if tile_flops_per_s else None,
             linear_s=kernels["linear"],
             attention_s=kernels["attention"],

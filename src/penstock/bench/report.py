@@ -15,7 +15,7 @@ from penstock.bench.terms import Task
 from penstock.config import format_bytes
 
 COLUMNS = ("workload", "requests", "seconds", "prompt/s", "computed/s", "cached/s", "output/s", "memory")
-SHARES = ("optimal", "tile", "linear", "attention", "other", "python")
+SHARES = ("least", "tile", "linear", "attention", "other", "python")
 
 
 def table(tasks: Sequence[Task], entrants: Sequence[Entrant], limits: Limits | None) -> list[str]:
@@ -29,7 +29,7 @@ def table(tasks: Sequence[Task], entrants: Sequence[Entrant], limits: Limits | N
     lines += _columns([COLUMNS, *(_speed_row(task, median_run(own.runs[task.name])) for task in tasks)])
     lines += [
         "",
-        "how much of the time was needed at least (tile: the arithmetic as tile products), and where it went:",
+        "how much of the time its steps needed at least (tile: the arithmetic as tile products), and where it went:",
     ]
     lines += _columns([("workload", *SHARES), *(_share_row(task, median_run(own.runs[task.name])) for task in tasks)])
     lines += [
@@ -54,7 +54,7 @@ def _count(entrant: Entrant, tasks: Sequence[Task]) -> int:
 
 def _limit_lines(limits: Limits | None) -> list[str]:
     if limits is None:
-        return ["limits of the machine: not measured, so there are no shares of the optimal time (--no-ceilings)"]
+        return ["limits of the machine: not measured, so there are no shares of the least time (--no-ceilings)"]
     return [
         f"limits of the machine ({limits.dtype}, {limits.threads} threads):",
         f"  products of matrices   {_limit(limits.gemm, 1e12, 'TFLOP/s')}",

@@ -17,7 +17,7 @@ class Inside:
     """What only Penstock's own run knows.
 
     wall_s = linear_s + attention_s + other_s + python_s: the kernel table's ops, and everything else (scheduling,
-    building a step, KV writes, sampling, commit). optimal_s: the least time for the steps that ran, see `cost.py`;
+    building a step, KV writes, sampling, commit). least_s: the least time for the steps that ran, see `cost.py`;
     None where the limits were not measured. tile_s: the arithmetic of these steps at the rate of tile products, which
     no matrix product can pass; None where that was not measured. Counting costs is not in any of these times.
     """
@@ -27,7 +27,7 @@ class Inside:
     preemptions: int
     flops: int
     moved_bytes: int
-    optimal_s: float | None
+    least_s: float | None
     tile_s: float | None
     linear_s: float
     attention_s: float
@@ -89,13 +89,13 @@ class Run:
         return {f"{name}_tokens_per_s": count / self.timed_s for name, count in counts.items()}
 
     def shares(self) -> dict[str, float | None]:
-        """What part of the time was needed at least, and what part each kind of work took."""
+        """What part of the time its steps needed at least, and what part each kind of work took."""
         inside = self.inside
         if inside is None:
             return {}
         parts = {"linear": inside.linear_s, "attention": inside.attention_s, "other": inside.other_s}
         parts |= {"python": inside.python_s}
-        least = {"optimal": inside.optimal_s, "tile": inside.tile_s}
+        least = {"least": inside.least_s, "tile": inside.tile_s}
         needed = {f"{name}_share": None if part is None else part / self.wall_s for name, part in least.items()}
         return needed | {f"{name}_share": part / self.wall_s for name, part in parts.items()}
 

@@ -45,7 +45,8 @@ class PlannedJob:
         for position, place, expected_tokens in self._plan.run_order():
             if tree.samples[place]:
                 self._positions.append(position)
-                outline = Outline(tree.prompts[place], tree.new[place], expected_tokens * tree.samples[place])
+                samples = tree.samples[place]
+                outline = Outline(tree.prompts[place], tree.new[place], expected_tokens * samples, samples)
                 self.repeated = self.repeated if outline.new_tokens else self.repeated.plus(outline)
                 yield outline
 
@@ -156,8 +157,8 @@ class Outlook:
 
     @property
     def optimal_share(self) -> float | None:
-        """What part of the time is needed at least on this machine."""
-        least = self.forecast.simulated.optimal_s
+        """What part of the time no plan can save on this machine."""
+        least = self.forecast.optimal_s
         return least / self.seconds if least is not None and self.seconds else None
 
     @property

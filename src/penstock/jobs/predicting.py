@@ -53,7 +53,7 @@ def _predict(plan: PlanFile, store: Store, input_file: Path, terms: Terms) -> Pr
         predicted_s=found.seconds,
         least_s=found.low_s,
         most_s=found.high_s,
-        optimal_s=simulated.optimal_s,
+        optimal_s=found.optimal_s,
         prefill_tokens=max(0, simulated.computed_tokens - simulated.output_tokens + len(job.outlines)),
         cached_tokens=simulated.cached_tokens,
         output_tokens=simulated.output_tokens,

@@ -80,7 +80,7 @@ class Facts(NamedTuple):
 
 
 class Spent(NamedTuple):
-    """Seconds by what they went to; `is_optimal`: what the machine must take at its limits."""
+    """Seconds by what they went to; `is_optimal`: what no plan can save on this machine."""
 
     name: str
     seconds: float
@@ -89,7 +89,7 @@ class Spent(NamedTuple):
 
 
 class Optimal(NamedTuple):
-    """The least time for the whole job on this machine; None: not known, and `why_not` says why."""
+    """What no plan of the whole job can beat on this machine; None: not known, and `why_not` says why."""
 
     seconds: float | None
     why_not: str = ""
@@ -176,10 +176,10 @@ def spent(facts: Facts) -> list[Spent]:
             Spent(
                 "At the machine's limits",
                 min(least_s, step_s),
-                "what the job must take on this machine",
+                "what no plan can save: distinct tokens once, all answers together, of the lengths expected",
                 is_optimal=True,
             ),
-            Spent("Steps beyond the limits", beyond, "the model's steps, slower than arithmetic and memory allow"),
+            Spent("Steps beyond the limits", beyond, "the model's steps, more of them or slower than the limits allow"),
         ]
     found += sorted(_around_the_steps(facts), key=lambda part: -part.seconds)
     rest = facts.engine_s - sum(part.seconds for part in found)

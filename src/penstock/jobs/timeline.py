@@ -74,7 +74,7 @@ class Prediction(NamedTuple):
 
     Attributes:
         predicted_s: the time expected, which is between `least_s` and `most_s`.
-        optimal_s: the least time in which this machine can do it; None: its limits are not known.
+        optimal_s: what no plan can beat on this machine, see `Forecast`; None: its limits are not known.
         prefill_tokens, cached_tokens: prompt tokens to be computed, and to be found in the prefix cache.
         parts_s: the predicted seconds by kind of work, where they are known.
         curve: rows finished over time, where it is known.
