@@ -9,7 +9,8 @@ One idea: the sort runs on disk, so neither the rows nor their tokens are ever a
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from functools import lru_cache
 from itertools import tee
 from pathlib import Path
@@ -379,14 +380,15 @@ class PlanFile:
         order = "SELECT position, place, expected_tokens FROM ordered WHERE place IS NOT NULL ORDER BY position"
         return map(InOrder._make, self._db.stream(order))
 
-    def followers(self, leader: int) -> list[PlannedRow]:
-        """The rows that get the answer of this one, in the order of the input."""
-        found = self._db.query(
+    def followers(self, leader: int) -> Generator[PlannedRow, None, None]:
+        """The rows that get the answer of this one, by their places; close the iterator where it is left early."""
+        found = self._db.stream(
             f"SELECT 0, {_PLANNED}, guess_tokens, leader FROM places JOIN prompts USING (row)"
-            " WHERE leader = ? AND leader <> row ORDER BY row",
+            " WHERE leader = ? AND leader <> row ORDER BY place",
             leader,
         )
-        return [PlannedRow(*fields) for fields in found]
+        with closing(found):
+            yield from map(PlannedRow._make, found)
 
     def forest(self) -> Forest:
         """The nodes of the prefix trees."""

@@ -7,9 +7,11 @@ One idea: the order may change while the job runs, because nothing but the store
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
+from itertools import islice
 
-from penstock.jobs.plan_file import PlanFile, PlannedRow
+from penstock.jobs.plan_file import ROWS_A_PAGE, PlanFile, PlannedRow
 from penstock.jobs.store import CRASHES_TO_SUSPECT, State, Store
 from penstock.planner import Lengths
 
@@ -52,11 +54,12 @@ class Queue:
         """One row of the plan."""
         return self._plan.find(row)
 
-    def followers(self, leader: int) -> Iterator[PlannedRow]:
-        """The rows that get the answer of this one and have none yet."""
-        rows = self._plan.followers(leader)
-        states = self._store.states([row.row for row in rows])
-        return (row for row in rows if row.row not in states or not states[row.row].is_done)
+    def followers(self, leader: int) -> Generator[list[PlannedRow], None, None]:
+        """The rows that get the answer of this one and have none yet, part by part: there may be any number of them."""
+        with closing(self._plan.followers(leader)) as rows:
+            while part := list(islice(rows, ROWS_A_PAGE)):
+                states = self._store.states([row.row for row in part])
+                yield [row for row in part if row.row not in states or not states[row.row].is_done]
 
     def learn(self, row: PlannedRow, output_tokens: int) -> None:
         """An answer has come: revise the plan where enough answers were not as long as it takes them to be."""
