@@ -13,6 +13,7 @@ from __future__ import annotations
 import sys
 from array import array
 from bisect import bisect_right
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import NamedTuple
@@ -21,6 +22,7 @@ TOKEN_BYTES = 4
 FIRST_GUESS_TOKENS = 256  # of an answer without max_tokens, before any row has finished
 MIN_SHARED_TOKENS = 16  # what a prefix must save to be worth an order of its own: about a block of KV
 MAX_BUCKET = 63
+RATIO_UNIT = 2.0**-32
 
 
 class Place(NamedTuple):
@@ -204,18 +206,25 @@ def run_order(prompts: Sequence[Sequence[int]], guesses: Sequence[int]) -> list[
 
 
 class _Mean:
-    """The sum and number of some ratios, and in how many branches below their prefix they were seen."""
+    """The sum and number of some ratios, and in how many branches below their prefix they were seen.
+
+    Ratios are whole numbers of RATIO_UNITs, so that their sum does not depend on their order.
+    """
 
     __slots__ = ("branches", "number", "total")
 
     def __init__(self) -> None:
         self.branches = 0
         self.number = 0
-        self.total = 0.0
+        self.total = 0
 
-    def add(self, ratio: float) -> None:
+    def add(self, ratio: int) -> None:
         self.number += 1
         self.total += ratio
+
+    def of(self, guess_tokens: int) -> int:
+        """The guess as the mean corrects it; at least 1."""
+        return max(1, round(guess_tokens * self.total * RATIO_UNIT / self.number))
 
 
 class Lengths:
@@ -223,6 +232,7 @@ class Lengths:
 
     A row's guess is corrected by the mean ratio of the nearest prefix above it of which enough answers are known, in
     its own branch or in several others; where that is a whole tree, by that of prompts about as long as its own.
+    All of this depends on which answers are known, and not on the order in which they came.
     """
 
     ENOUGH = 8
@@ -230,21 +240,22 @@ class Lengths:
 
     def __init__(self, forest: Forest) -> None:
         self._parents = forest.parents
-        self._by_node: dict[int, _Mean] = {}
-        self._by_prompt: dict[int, _Mean] = {}
+        self._by_node: defaultdict[int, _Mean] = defaultdict(_Mean)
+        self._by_prompt: defaultdict[int, _Mean] = defaultdict(_Mean)
         self.number = 0
         self.surprises = 0  # answers less than 3/4 or more than 3/2 as long as guessed
 
     def add(self, node: int, *, prompt_tokens: int, guess_tokens: int, output_tokens: int) -> None:
         """An answer is known."""
         ratio = output_tokens / max(1, guess_tokens)
+        units = round(ratio / RATIO_UNIT)
         is_new_branch = True
         for above in self._path(node):
-            mean = self._by_node.setdefault(above, _Mean())
+            mean = self._by_node[above]
             mean.branches += is_new_branch
             is_new_branch = mean.number == 0
-            mean.add(ratio)
-        self._by_prompt.setdefault(bucket(prompt_tokens), _Mean()).add(ratio)
+            mean.add(units)
+        self._by_prompt[bucket(prompt_tokens)].add(units)
         self.number += 1
         self.surprises += not 0.75 <= ratio <= 1.5
 
@@ -257,7 +268,7 @@ class Lengths:
             if self._parents[above] < 0:
                 like = self._by_prompt.get(bucket(prompt_tokens), mean)
                 mean = like if like.number >= self.ENOUGH else mean
-            return max(1, round(guess_tokens * mean.total / mean.number))
+            return mean.of(guess_tokens)
         return guess_tokens
 
     def _path(self, node: int) -> Iterator[int]:

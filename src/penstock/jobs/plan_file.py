@@ -119,6 +119,16 @@ class PlacedRow(NamedTuple):
     samples: int
 
 
+class OwnLengths(NamedTuple):
+    """A row that is computed: the lengths of its prompt and of its answer, as guessed at first, below its prefix."""
+
+    row: int
+    node: int
+    prompt_tokens: int
+    guess_tokens: int
+    samples: int
+
+
 class InOrder(NamedTuple):
     """Where a row is in the order in which rows run, and by its tokens; the expected length of its answer."""
 
@@ -249,7 +259,13 @@ class PlanFile:
     def reorder(self, expect: Expect) -> None:
         """Put the rows in the order that better guesses of their answers' lengths ask for. Committed."""
         self._order(self.forest(), expect)
+        self._note("reordered", value=True)
         self._db.commit()
+
+    @property
+    def is_reordered(self) -> bool:
+        """Whether `reorder` was called since the plan was made."""
+        return self._noted("reordered") is not None
 
     def _mark_taken_ids(self) -> None:
         """Only the first row with a custom id counts; sorted on disk, so any number of ids."""
@@ -374,6 +390,12 @@ class PlanFile:
         """The rows that have tokens, by their tokens: place 1, 2, .."""
         found = self._db.stream("SELECT row, leader, prompt_tokens, shared_tokens, samples FROM places ORDER BY place")
         return map(PlacedRow._make, found)
+
+    def own_lengths(self) -> Generator[OwnLengths, None, None]:
+        """The rows that are computed, in the order of the input; close the iterator where it is left early."""
+        columns = ", ".join(OwnLengths._fields)
+        with closing(self._db.stream(f"SELECT {columns} FROM places WHERE leader = row ORDER BY row")) as found:
+            yield from map(OwnLengths._make, found)
 
     def run_order(self) -> Iterator[InOrder]:
         """The rows that have tokens, as they run."""

@@ -75,7 +75,9 @@ def _run_locked(job: Job, find_model: FindModel, *, around: Surroundings, lock: 
     store.move(**dict(jobs.relative_paths(job)))
     with closing(_open_export(job, store)) as export:
         cache = jobs.open_cache(job, store, stats=loaded.engine.stats(), tell=around.watch.warn)
-        loop = Loop(store, loaded, Queue(plan, store), read=read, export=export, around=around, cache=cache)
+        with around.timer.reading():
+            queue = Queue(plan, store)
+        loop = Loop(store, loaded, queue, read=read, export=export, around=around, cache=cache)
         expect = partial(predict, plan, store, job.input, loaded=loaded, tell=around.watch.note)
         return _run_loop(job, store, loop, loaded=loaded, export=export, around=around, expect=expect)
 
