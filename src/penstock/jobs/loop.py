@@ -44,6 +44,16 @@ class Surroundings(NamedTuple):
     phases: PhaseTrace
     deadline: Deadline | None = None
 
+    @property
+    def left_s(self) -> float | None:
+        """The seconds until the deadline, 0 or less where it has passed; None: there is none."""
+        return None if self.deadline is None else self.deadline.at_s - self.timer.now_s()
+
+    @property
+    def late(self) -> Deadline | None:
+        """The deadline, if it has passed."""
+        return self.deadline if self.left_s is not None and self.left_s <= 0 else None
+
 
 class Row(NamedTuple):
     """A row that was claimed: its item, its place in the plan, what it asks, what its answer is cached under."""
@@ -296,9 +306,9 @@ class Loop:
     def _why_stop(self) -> Interrupted | None:
         if self._around.stop.asked is not None:
             return Interrupted(f"stopped by {self._around.stop.asked.name}")
-        deadline, done = self._around.deadline, self._totals.done
-        if deadline is not None and self._around.timer.now_s() >= deadline.at_s and done < self._about.rows:
-            return OutOfTime(f"stopped by {deadline.asked}, with {done} of {self._about.rows} rows done")
+        late, done = self._around.late, self._totals.done
+        if late is not None and done < self._about.rows:
+            return OutOfTime(f"stopped by {late.asked}, with {done} of {self._about.rows} rows done")
         return None
 
     def _position(self) -> Position:
