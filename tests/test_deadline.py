@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
 
-from penstock.errors import ConfigError
+from penstock.errors import ConfigError, OutOfTime
+from penstock.jobs import planning
 from penstock.jobs.deadline import Deadline, describe_fit, next_time, read_deadline, read_hours
 from penstock.jobs.timeline import Prediction
-from tests.job_runs import PROGRAM, REPOSITORY, ToyEngine, ToyModel, job_at, row, run_job, write_rows
+from penstock.protocol import BatchRow
+from penstock.request import Request
+from tests.job_runs import (
+    PROGRAM,
+    REPOSITORY,
+    ToyEngine,
+    ToyModel,
+    ToySetup,
+    job_at,
+    row,
+    run_job,
+    tokens_of,
+    write_rows,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -135,6 +150,8 @@ def test_a_process_stops_at_its_deadline_and_the_same_command_goes_on(tmp_path: 
 
 def test_a_deadline_in_the_past_stops_before_the_first_row_and_loses_no_attempt(tmp_path: Path) -> None:
     rows(tmp_path, 8)
+    with pytest.raises(OutOfTime, match="has passed before the first row; the 8 rows that were read"):
+        run_job(job_at(tmp_path), within_s=-1.0)
     for _ in range(5):  # more often than a row may crash
         stopped = run_job(job_at(tmp_path), within_s=-1.0)
         assert (stopped.exit_code, stopped.done) == (4, 0)
@@ -142,6 +159,28 @@ def test_a_deadline_in_the_past_stops_before_the_first_row_and_loses_no_attempt(
         assert "with 0 of 8 rows done" in stopped.stopped
     done = run_job(job_at(tmp_path))
     assert (done.exit_code, done.done, done.failed) == (0, 8, 0)
+
+
+def test_a_deadline_ends_the_reading_and_what_was_read_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planning, "BATCH_ROWS", 10)
+    seen: list[str] = []
+
+    def request(asks: BatchRow, tokens: Sequence[int] | None = None) -> Request:
+        seen.append(asks.custom_id)
+        return tokens_of(asks, tokens)
+
+    monkeypatch.setattr(ToySetup, "open", lambda self: request)
+    rows(tmp_path, 35)
+    job = job_at(tmp_path)
+    for kept in (10, 20, 30, 35):
+        with pytest.raises(OutOfTime, match=f"the {kept} rows that were read and tokenized are kept"):
+            run_job(job, within_s=-1.0)
+        assert not job.path.exists()
+        assert not job.output.exists()
+    planned = run_job(job, within_s=-1.0)
+    assert (planned.exit_code, planned.done, planned.rows) == (4, 0, 35)
+    assert run_job(job).done == 35
+    assert seen == [f"r{n}" for n in range(35)], "each is tokenized once"
 
 
 def test_a_job_that_is_done_in_time_is_done(tmp_path: Path) -> None:
@@ -185,3 +224,31 @@ def test_the_command_stops_with_exit_code_4_and_says_so(tmp_path: Path) -> None:
     assert "to go on: penstock run" in stopped.stderr
     assert subprocess.run(command, capture_output=True).returncode == 0
     assert (tmp_path / "out.jsonl").read_bytes().count(b"\n") == 4
+
+
+@pytest.mark.torch
+def test_the_command_measures_first_whether_a_job_fits(tmp_path: Path) -> None:
+    """A model without a profile is measured for any job with a deadline, and none else that is short."""
+    rows(tmp_path, 4)
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")}
+
+    def said(output: str, *flags: str) -> str:
+        command = [
+            sys.executable,
+            "-m",
+            "penstock.cli",
+            "run",
+            str(tmp_path / "in.jsonl"),
+            "-o",
+            str(tmp_path / output),
+        ]
+        command += ["--model", "demo", "--device", "cpu", *flags]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+        return done.stderr
+
+    assert "measuring it" not in said("none.jsonl")
+    first, second = said("first.jsonl", "--max-hours", "1"), said("second.jsonl", "--max-hours", "1")
+    assert "this job has a deadline and the model's speed here is not known yet: measuring it" in first
+    assert "measuring it" not in second
+    for told in (first, second):
+        assert "so it fits" in told

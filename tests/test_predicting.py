@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import signal
 from contextlib import closing
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
-from penstock.jobs.loading import Loaded
+from penstock.jobs.loading import Loaded, Measure
 from penstock.jobs.stopping import StopSignals
 from penstock.jobs.store import Store
 from penstock.jobs.timeline import histories
+from penstock.simulation import Terms
 from tests.job_runs import ToyEngine, ToyModel, job_at, row, run_job, write_rows
-from tests.profiles import terms
+from tests.profiles import SPEC, terms
 
 
 class MeasuredModel(ToyModel):
@@ -58,6 +60,40 @@ def test_a_resumed_run_is_predicted_for_what_is_left(tmp_path: Path) -> None:
     assert after.rows == 21 - first.done
     assert after.output_tokens < before.output_tokens
     assert after.predicted_s < before.predicted_s
+
+
+class NewMeasure(Measure):
+    """Measures a toy model: its speed is known at once, and how often it was asked for."""
+
+    def __init__(self) -> None:
+        self.spec = SPEC
+        self.asked = 0
+
+    def terms(self) -> Terms:
+        self.asked += 1
+        return terms()
+
+
+@dataclass
+class NewModel(ToyModel):
+    """A toy model whose speed is not known yet."""
+
+    measure: NewMeasure = field(default_factory=NewMeasure)
+
+    def load(self, job_seed: int) -> Loaded:
+        return super().load(job_seed)._replace(measure=self.measure)
+
+
+@pytest.mark.parametrize(("within_s", "asked"), [(None, 0), (3600.0, 1), (3.0, 0)])
+def test_a_new_model_is_measured_for_a_deadline_that_leaves_the_time(
+    tmp_path: Path, within_s: float | None, asked: int
+) -> None:
+    rows(tmp_path)
+    model = NewModel()
+    run_job(job_at(tmp_path), model, within_s=within_s)
+    assert model.measure.asked == asked
+    with closing(Store.look(job_at(tmp_path).path)) as store:
+        assert [history.prediction is not None for history in histories(store)] == [bool(asked)]
 
 
 def test_a_model_that_was_not_measured_is_not_predicted(tmp_path: Path) -> None:

@@ -37,6 +37,11 @@ def test_time_left_comes_from_tokens() -> None:
     assert estimate(HALF) == pytest.approx((3_000 + 500 - 300) / 150)
 
 
+def test_rows_that_get_the_answer_of_an_equal_one_count_for_the_time_left() -> None:
+    alike = HALF._replace(run_processed_tokens=30)  # of one row; 1,200 tokens are those of all that got its answer
+    assert estimate(alike) == pytest.approx((3_000 + 500) / 120)
+
+
 @pytest.mark.parametrize("early", [{"prompt_tokens": 0}, {"run_processed_tokens": 0}, {"run_s": 0.0}])
 def test_it_may_be_too_early_to_say(early: dict[str, int]) -> None:
     assert estimate(HALF._replace(**early)) is None

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sqlite3
 import subprocess
+import time
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,6 +19,7 @@ from penstock.errors import ConfigError, JobLocked, JobMismatch, ModelError, Out
 from penstock.jobs.loading import Loaded
 from penstock.jobs.locks import JobLock
 from penstock.jobs.looking import one_line, verify
+from penstock.jobs.plan_file import ROWS_A_PAGE
 from penstock.jobs.stopping import StopSignals
 from penstock.jobs.store import Store
 from penstock.request import Request
@@ -408,6 +412,60 @@ def test_equal_rows_share_a_failure_and_a_crash(tmp_path: Path) -> None:
     ]
     assert ends == [-signal.SIGKILL] * 4 + [0], "the second and third CRASH are not tried as well"
     assert codes(job_at(tmp_path).output) == ["internal"] * 6
+
+
+def equal_rows(folder: Path, count: int) -> None:
+    write_rows(folder / "in.jsonl", (row(f"r{n}", "FAIL" if n % 2 else "p", temperature=0) for n in range(count)))
+
+
+def test_any_number_of_equal_rows_is_finished_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where SQLite takes far fewer variables in a statement than there are equal rows."""
+    original = sqlite3.connect
+
+    def limited(*args: Any, **options: Any) -> sqlite3.Connection:
+        connection: sqlite3.Connection = original(*args, **options)
+        connection.setlimit(sqlite3.SQLITE_LIMIT_VARIABLE_NUMBER, 2 * ROWS_A_PAGE)
+        return connection
+
+    monkeypatch.setattr(sqlite3, "connect", limited)
+    equal_rows(tmp_path, 5000)
+    model = ToyModel()
+    summary = run_job(job_at(tmp_path), model)
+    assert (summary.exit_code, summary.done, summary.failed, summary.equal_rows) == (0, 5000, 2500, 4998)
+    assert sorted(model.engine.started) == ["FAIL", "p"]
+    assert codes(job_at(tmp_path).output) == [None, "internal"] * 2500
+
+
+@pytest.mark.parametrize(("end", "code"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)])
+def test_a_job_that_ends_between_the_parts_of_equal_rows_goes_on_with_the_same_bytes(
+    tmp_path: Path, end: signal.Signals, code: int
+) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    for folder in (whole, parts):
+        folder.mkdir()
+        equal_rows(folder, 6_000)
+    run_job(job_at(whole))
+    job = job_at(parts)
+    with subprocess.Popen([*PROGRAM, str(parts)], cwd=REPOSITORY, stderr=subprocess.DEVNULL) as process:
+        while not num_done(job.path):
+            assert process.poll() is None
+            time.sleep(0.005)
+        process.send_signal(end)
+    assert process.returncode == code
+    assert 0 < num_done(job.path) < 6_000
+    assert verify(job.path).problems == ()
+    model = ToyModel()
+    summary = run_job(job, model)
+    assert (summary.done, summary.failed, summary.equal_rows) == (6_000, 3_000, 5_998)
+    assert len(model.engine.started) <= 2, "none but the two that were not finished when it ended"
+    assert job.output.read_bytes() == job_at(whole).output.read_bytes()
+
+
+def num_done(path: Path) -> int:
+    if not path.exists() or not path.stat().st_size:
+        return 0
+    with closing(Store.look(path)) as store:
+        return store.totals().done if store.meta() else 0
 
 
 def test_a_resumed_job_tokenizes_nothing_again_and_computes_equal_rows_once(

@@ -10,7 +10,7 @@ import json
 import sys
 from typing import TextIO
 
-REFUSED, STOPPED, INTERRUPTED = 2, 3, 130
+REFUSED, STOPPED, OUT_OF_TIME, INTERRUPTED = 2, 3, 4, 130
 
 
 def failed(flags: argparse.Namespace, message: str, code: int) -> int:

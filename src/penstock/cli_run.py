@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from penstock import config
-from penstock.cli_output import failed, say
-from penstock.errors import ConfigError
+from penstock.cli_output import OUT_OF_TIME, failed, say
+from penstock.errors import ConfigError, OutOfTime
 
 if TYPE_CHECKING:
     from penstock.jobs.job import Job
@@ -96,6 +96,8 @@ def _run(flags: argparse.Namespace) -> int:
             summary = run(job, lambda: find_model(model, with_rows(settings, job.input)), around)
         except KeyboardInterrupt:
             return failed(flags, "stopped; the same command goes on", around.stop.exit_code)
+        except OutOfTime as error:
+            return failed(flags, f"{error}\n{_to_go_on()}", OUT_OF_TIME)
     code = 1 if flags.fail_on_error and summary.failed and not summary.exit_code else summary.exit_code
     _show_summary(summary, flags, code)
     return code
@@ -151,11 +153,15 @@ def _show_summary(summary: Summary, flags: argparse.Namespace, code: int) -> Non
     for note in summary.late_notes:
         say(f"note: {note}", sys.stderr)
     if summary.stopped is not None:
-        import shlex
-
-        say(f"penstock: {summary.stopped}\nto go on: {shlex.join(['penstock', *sys.argv[1:]])}", sys.stderr)
+        say(f"penstock: {summary.stopped}\n{_to_go_on()}", sys.stderr)
     if flags.json:
         say(json.dumps({**summary.as_json(), "exit_code": code}))
+
+
+def _to_go_on() -> str:
+    import shlex
+
+    return f"to go on: {shlex.join(['penstock', *sys.argv[1:]])}"
 
 
 def process_start_s() -> float | None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import sys
 from array import array
 from bisect import bisect_right
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import NamedTuple
@@ -21,6 +22,7 @@ TOKEN_BYTES = 4
 FIRST_GUESS_TOKENS = 256  # of an answer without max_tokens, before any row has finished
 MIN_SHARED_TOKENS = 16  # what a prefix must save to be worth an order of its own: about a block of KV
 MAX_BUCKET = 63
+RATIO_UNIT = 2.0**-32
 
 
 class Place(NamedTuple):
@@ -192,28 +194,27 @@ class Ranks:
 
 
 class _Mean:
-    """The sum and number of some ratios."""
+    """The sum and number of some ratios, in whole RATIO_UNITs, so that the sum does not depend on their order."""
 
     __slots__ = ("number", "total")
 
     def __init__(self) -> None:
         self.number = 0
-        self.total = 0.0
+        self.total = 0
 
-    def add(self, ratio: float) -> None:
+    def add(self, ratio: int) -> None:
         self.number += 1
         self.total += ratio
 
 
 class _Below(_Mean):
-    """The ratios below a prefix; in how many branches they were seen; those of prompts about as long, by `bucket`."""
+    """The ratios below a prefix, and in how many branches they were seen."""
 
-    __slots__ = ("alike", "branches")
+    __slots__ = ("branches",)
 
     def __init__(self) -> None:
         super().__init__()
         self.branches = 0
-        self.alike: dict[int, _Mean] = {}
 
 
 class Lengths:
@@ -224,6 +225,7 @@ class Lengths:
     it (by `bucket`) have a mean of their own: each of their answers counts once, and beside them the mean of all counts
     as PRIOR answers. So one answer moves what is expected by a fifth of the way, and many say all. Where lengths of
     prompts mean nothing, both means are nearly the same: at most a 16th of the variance of an answer is lost.
+    All of this depends on which answers are known, and not on the order in which they came.
     """
 
     ENOUGH = 8
@@ -233,21 +235,22 @@ class Lengths:
     def __init__(self, forest: Forest) -> None:
         self._parents = forest.parents
         self._depths = forest.depths
-        self._by_node: dict[int, _Below] = {}
+        self._by_node: defaultdict[int, _Below] = defaultdict(_Below)
+        self._alike: defaultdict[tuple[int, int], _Mean] = defaultdict(_Mean)  # by node and length behind it
         self.number = 0
         self.surprises = 0  # answers that were not as long as guessed at first
 
     def add(self, node: int, *, prompt_tokens: int, guess_tokens: int, output_tokens: int) -> None:
         """An answer is known."""
         ratio = output_tokens / max(1, guess_tokens)
+        units = round(ratio / RATIO_UNIT)
         is_new_branch = True
         for above in self._path(node):
-            below = self._by_node.setdefault(above, _Below())
+            below = self._by_node[above]
             below.branches += is_new_branch
             is_new_branch = below.number == 0
-            below.add(ratio)
-            if below.number > self.ENOUGH:  # so that the many prefixes of a few rows hold one mean each
-                below.alike.setdefault(bucket(prompt_tokens - self._depths[above]), _Mean()).add(ratio)
+            below.add(units)
+            self._alike[above, bucket(prompt_tokens - self._depths[above])].add(units)
         self.number += 1
         self.surprises += is_surprise(output_tokens, guess_tokens)
 
@@ -258,10 +261,10 @@ class Lengths:
             if below is None or below.number < self.ENOUGH or (above != node and below.branches < self.SEVERAL):
                 continue
             mean = below.total / below.number
-            alike = below.alike.get(bucket(prompt_tokens - self._depths[above]))
+            alike = self._alike.get((above, bucket(prompt_tokens - self._depths[above])))
             if alike is not None:
                 mean = (alike.total + self.PRIOR * mean) / (alike.number + self.PRIOR)
-            return max(1, round(guess_tokens * mean))
+            return max(1, round(guess_tokens * mean * RATIO_UNIT))
         return guess_tokens
 
     def _path(self, node: int) -> Iterator[int]:

@@ -8,7 +8,7 @@ the process may die anywhere.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from typing import NamedTuple
 
@@ -43,6 +43,16 @@ class Surroundings(NamedTuple):
     stop: StopSignals
     phases: PhaseTrace
     deadline: Deadline | None = None
+
+    @property
+    def left_s(self) -> float | None:
+        """The seconds until the deadline, 0 or less where it has passed; None: there is none."""
+        return None if self.deadline is None else self.deadline.at_s - self.timer.now_s()
+
+    @property
+    def late(self) -> Deadline | None:
+        """The deadline, if it has passed."""
+        return self.deadline if self.left_s is not None and self.left_s <= 0 else None
 
 
 class Row(NamedTuple):
@@ -154,8 +164,7 @@ class Loop:
             known = self._cache.get(row.cache_key)
             if known is None:
                 self._running[self._loaded.engine.add(request, self._queue.expect(row.planned))] = row
-            else:
-                self._answer(row, known)
+            elif self._answer(row, known):
                 self._store.count("from_cache")
 
     def _step(self) -> list[Event]:
@@ -196,11 +205,13 @@ class Loop:
 
     # --- results ------------------------------------------------------------------------------------------------
 
-    def _answer(self, row: Row, answer: Answer) -> None:
+    def _answer(self, row: Row, answer: Answer) -> bool:
+        """Whether the row is finished: not, if the job is to stop before all that ask the same are."""
+        if not self._finish_equals(row, lambda equal: self._answer_result(equal, answer, answer.prompt_tokens)):
+            return False
         self._finish(row.item, self._answer_result(row, answer, answer.cached_tokens))
-        for follower in self._followers(row):
-            self._finish(follower.item, self._answer_result(follower, answer, answer.prompt_tokens))
         self._queue.learn(row.planned, answer.output_tokens)
+        return True
 
     def _answer_result(self, row: Row, answer: Answer, cached_tokens: int) -> Result:
         output = answer_line(
@@ -214,19 +225,32 @@ class Loop:
         return Result(row.item.row, output, None, answer.prompt_tokens, cached_tokens, answer.output_tokens)
 
     def _fail(self, row: Row, error: RowError) -> None:
-        self._finish(row.item, self._error_result(row.item, error, row.asks.custom_id))
-        for follower in self._followers(row):
-            self._finish(follower.item, self._error_result(follower.item, error, follower.asks.custom_id))
+        if self._finish_equals(row, lambda equal: self._error_result(equal.item, error, equal.asks.custom_id)):
+            self._finish(row.item, self._error_result(row.item, error, row.asks.custom_id))
 
-    def _followers(self, row: Row) -> Iterator[Row]:
-        """The rows that ask the same: claimed here, since what became of one becomes of all."""
+    def _finish_equals(self, row: Row, result: Callable[[Row], Result]) -> bool:
+        """Claim and finish the rows that ask the same; False where the job is to stop before all of them are.
+
+        One commit holds a bounded number of them, so the row itself comes last: as long as it has no result, a process
+        that goes on computes it again, and finds the others by it.
+        """
         if row.planned.tokens is None:
-            return
-        for planned in self._queue.followers(row.item.row):
-            follower = self._claim_row(planned)
-            if follower is not None:
-                self._store.count("equal_rows")
-                yield follower
+            return True
+        with closing(self._queue.followers(row.item.row)) as parts:
+            for number, part in enumerate(parts):
+                if number and not self._go_on():
+                    return False
+                for follower in filter(None, map(self._claim_row, part)):
+                    self._store.count("equal_rows")
+                    self._finish(follower.item, result(follower))
+        return True
+
+    def _go_on(self) -> bool:
+        """Commit in the midst of recording; whether to go on with it."""
+        self._commit()
+        self._around.phases.enter(Phase.RECORD)
+        self._around.watch.update(self._position)
+        return self._why_stop() is None
 
     def _refuse(self, planned: PlannedRow, error: BadRow) -> None:
         item = Item(planned.row, planned.line, planned.size_bytes, None)
@@ -275,11 +299,17 @@ class Loop:
     # --- the outside --------------------------------------------------------------------------------------------
 
     def _stop_if_asked(self) -> None:
+        reason = self._why_stop()
+        if reason is not None:
+            raise reason
+
+    def _why_stop(self) -> Interrupted | None:
         if self._around.stop.asked is not None:
-            raise Interrupted(f"stopped by {self._around.stop.asked.name}")
-        deadline, done = self._around.deadline, self._totals.done
-        if deadline is not None and self._around.timer.now_s() >= deadline.at_s and done < self._about.rows:
-            raise OutOfTime(f"stopped by {deadline.asked}, with {done} of {self._about.rows} rows done")
+            return Interrupted(f"stopped by {self._around.stop.asked.name}")
+        late, done = self._around.late, self._totals.done
+        if late is not None and done < self._about.rows:
+            return OutOfTime(f"stopped by {late.asked}, with {done} of {self._about.rows} rows done")
+        return None
 
     def _position(self) -> Position:
         stats, at, start = self._loaded.engine.stats(), self._totals, self._start

@@ -9,7 +9,8 @@ One idea: the sort runs on disk, so neither the rows nor their tokens are ever a
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from functools import lru_cache
 from itertools import tee
 from pathlib import Path
@@ -117,6 +118,16 @@ class PlacedRow(NamedTuple):
     leader: int
     prompt_tokens: int
     shared_tokens: int
+    samples: int
+
+
+class OwnLengths(NamedTuple):
+    """A row that is computed: the lengths of its prompt and of its answer, as guessed at first, below its prefix."""
+
+    row: int
+    node: int
+    prompt_tokens: int
+    guess_tokens: int
     samples: int
 
 
@@ -261,7 +272,13 @@ class PlanFile:
         moved = sum(is_surprise(expect(*row), expected) for expected, *row in sample)
         if moved >= MOVED * len(sample):
             self._order(self.forest(), expect)
-            self._db.commit()
+        self._note("reordered", value=True)
+        self._db.commit()
+
+    @property
+    def is_reordered(self) -> bool:
+        """Whether `reorder` was called since the plan was made."""
+        return self._noted("reordered") is not None
 
     def _mark_taken_ids(self) -> None:
         """Only the first row with a custom id counts; sorted on disk, so any number of ids."""
@@ -387,19 +404,26 @@ class PlanFile:
         found = self._db.stream("SELECT row, leader, prompt_tokens, shared_tokens, samples FROM places ORDER BY place")
         return map(PlacedRow._make, found)
 
+    def own_lengths(self) -> Generator[OwnLengths, None, None]:
+        """The rows that are computed, in the order of the input; close the iterator where it is left early."""
+        columns = ", ".join(OwnLengths._fields)
+        with closing(self._db.stream(f"SELECT {columns} FROM places WHERE leader = row ORDER BY row")) as found:
+            yield from map(OwnLengths._make, found)
+
     def run_order(self) -> Iterator[InOrder]:
         """The rows that have tokens, as they run."""
         order = "SELECT position, place, expected_tokens FROM ordered WHERE place IS NOT NULL ORDER BY position"
         return map(InOrder._make, self._db.stream(order))
 
-    def followers(self, leader: int) -> list[PlannedRow]:
-        """The rows that get the answer of this one, in the order of the input."""
-        found = self._db.query(
+    def followers(self, leader: int) -> Generator[PlannedRow, None, None]:
+        """The rows that get the answer of this one, by their places; close the iterator where it is left early."""
+        found = self._db.stream(
             f"SELECT 0, {_PLANNED}, guess_tokens, leader FROM places JOIN prompts USING (row)"
-            " WHERE leader = ? AND leader <> row ORDER BY row",
+            " WHERE leader = ? AND leader <> row ORDER BY place",
             leader,
         )
-        return [PlannedRow(*fields) for fields in found]
+        with closing(found):
+            yield from map(PlannedRow._make, found)
 
     def forest(self) -> Forest:
         """The nodes of the prefix trees."""

@@ -32,9 +32,9 @@ class Planning(NamedTuple):
     """What a plan is made with.
 
     `key` names everything that the plan depends on beside the code; `workers` processes tokenize; `tell` hears how many
-    rows were read; `priority` is the field of the rows' metadata whose number says what runs first; `in_order` keeps
-    the order of the input, to compare. `spare_bytes`: the memory that the processes may take, None: any; `note` hears
-    where that makes them fewer.
+    rows were read, which are kept, and may raise to end the reading there; `priority` is the field of the rows'
+    metadata whose number says what runs first; `in_order` keeps the order of the input, to compare. `spare_bytes`: the
+    memory that the processes may take, None: any; `note` hears where that makes them fewer.
     """
 
     input: Path
@@ -81,7 +81,7 @@ def make_plan(path: Path, planning: Planning) -> tuple[PlanFile, int]:
         The plan, and how many rows were lost with a worker that died: those are in it without their tokens.
 
     Raises:
-        Refused: the input cannot be read. StorageFailed: the disk failed.
+        Refused: the input cannot be read. StorageFailed: the disk failed. What `tell` raises.
     """
     plan = PlanFile.open(path, key=planning.key)
     lost = 0

@@ -1,7 +1,8 @@
 """How long the rest of a job will take, worked out before its first row runs.
 
 Owns what of a job is predicted (the rows that have no result yet) and when a model's profile is measured for it: a job
-that is long by its arithmetic alone is worth the minute. How it is predicted is in `forecast.py`.
+that is long by its arithmetic alone is worth the minute, and so is one with a deadline, of which it is to be said
+whether it fits. How it is predicted is in `forecast.py`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from penstock.jobs.outlook import PlannedJob
 from penstock.jobs.plan_file import PlanFile
 from penstock.jobs.store import Store
 from penstock.jobs.timeline import PredictedAt, Prediction
+from penstock.measuring import QUICK
 from penstock.models.spec import DecoderSpec
 from penstock.outlines import Outlines
 from penstock.simulation import Terms
@@ -27,14 +29,32 @@ CURVE_POINTS = 100
 
 
 def predict(
-    plan: PlanFile, store: Store, input_file: Path, *, loaded: Loaded, tell: Callable[[str], None]
+    plan: PlanFile,
+    store: Store,
+    input_file: Path,
+    *,
+    loaded: Loaded,
+    left_s: float | None,
+    tell: Callable[[str], None],
 ) -> Prediction | None:
-    """What is expected of the rows that have no result; None: this model was not measured on this machine."""
+    """What is expected of the rows that have no result; None: this model was not measured on this machine.
+
+    `left_s`: the seconds until the job's deadline, which measuring takes some of; None: it has none.
+    """
     terms = loaded.terms
-    if terms is None and loaded.measure is not None and _is_long(plan, loaded.measure.spec):
-        tell("this job is long and the model's speed here is not known yet: measuring it")
-        terms = loaded.measure.terms()
+    if terms is None and loaded.measure is not None:
+        reason = _why_measure(plan, loaded.measure.spec, left_s)
+        if reason is not None:
+            tell(f"{reason} and the model's speed here is not known yet: measuring it")
+            terms = loaded.measure.terms()
     return None if terms is None else _predict(plan, store, input_file, terms)
+
+
+def _why_measure(plan: PlanFile, spec: DecoderSpec, left_s: float | None) -> str | None:
+    """Why the model is to be measured before the first row; None: it is not worth the time."""
+    if left_s is not None:
+        return "this job has a deadline" if left_s > QUICK.seconds else None
+    return "this job is long" if _is_long(plan, spec) else None
 
 
 def _predict(plan: PlanFile, store: Store, input_file: Path, terms: Terms) -> Prediction:

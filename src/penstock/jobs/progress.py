@@ -55,9 +55,10 @@ def estimate(position: Position) -> float | None:
         return None
     prompt_tokens = (at.input_bytes - at.done_bytes) * at.prompt_tokens / at.done_bytes
     output_tokens = (at.rows - at.done) * at.output_tokens / at.done
-    under_way = max(0, at.run_processed_tokens - at.run_prompt_tokens - at.run_output_tokens)
+    finished = at.run_prompt_tokens + at.run_output_tokens  # those of equal rows too, which are not processed
+    under_way = max(0, at.run_processed_tokens - finished)
     left = max(0.0, prompt_tokens + output_tokens - under_way)
-    return left * at.run_s / at.run_processed_tokens
+    return left * at.run_s / (finished + under_way)
 
 
 def describe(position: Position) -> str:

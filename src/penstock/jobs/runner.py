@@ -75,8 +75,10 @@ def _run_locked(job: Job, find_model: FindModel, *, around: Surroundings, lock: 
     store.move(**dict(jobs.relative_paths(job)))
     with closing(_open_export(job, store)) as export:
         cache = jobs.open_cache(job, store, stats=loaded.engine.stats(), tell=around.watch.warn)
-        loop = Loop(store, loaded, Queue(plan, store), read=read, export=export, around=around, cache=cache)
-        expect = partial(predict, plan, store, job.input, loaded=loaded, tell=around.watch.note)
+        with around.timer.reading():
+            queue = Queue(plan, store)
+        loop = Loop(store, loaded, queue, read=read, export=export, around=around, cache=cache)
+        expect = partial(predict, plan, store, job.input, loaded=loaded, left_s=around.left_s, tell=around.watch.note)
         return _run_loop(job, store, loop, loaded=loaded, export=export, around=around, expect=expect)
 
 
@@ -95,7 +97,7 @@ def _plan(job: Job, setup: Setup, identity: Identity, around: Surroundings) -> P
         setup,
         key,
         num_cores(),
-        around.watch.reading,
+        partial(_hear, around),
         priority=job.priority,
         in_order=job.in_order,
         spare_bytes=spare_bytes(job.memory_bytes),
@@ -111,6 +113,14 @@ def _plan(job: Job, setup: Setup, identity: Identity, around: Surroundings) -> P
             f"--priority {job.priority}: {without} rows have no such number in their metadata and run last"
         )
     return plan
+
+
+def _hear(around: Surroundings, rows: int) -> None:
+    """So many rows were read; where the deadline has passed, it ends there."""
+    around.watch.reading(rows)
+    if around.late is not None:
+        kept = f"the {rows} rows that were read and tokenized are kept"
+        raise OutOfTime(f"{around.late.asked} has passed before the first row; {kept}")
 
 
 def _check_numerics(job: Job, store: Store, *, loaded: Loaded, around: Surroundings) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -386,6 +386,10 @@ class Store:
             "SELECT output_tokens, count(*) FROM results WHERE code IS NULL"
             " GROUP BY output_tokens ORDER BY output_tokens"
         )
+
+    def answers(self) -> Generator[tuple[int, int], None, None]:
+        """The rows that were answered, in order, as (row, output tokens); close the iterator where it is left early."""
+        return self._db.stream("SELECT row, output_tokens FROM results WHERE code IS NULL ORDER BY row")
 
     def verify(self) -> Iterator[str]:
         """Re-derive every hash and check every invariant; yields a sentence for each thing that is wrong."""
