@@ -66,6 +66,7 @@ class ToyEngine:
     on_step: Callable[[list[str]], None] = lambda prompts: None
     live: dict[int, tuple[str, int, int]] = field(default_factory=dict)  # prompt, tokens wanted, tokens drawn
     started: list[str] = field(default_factory=list)
+    reckoned: dict[int, int | None] = field(default_factory=dict)  # by number: how long each answer is taken to be
     most_unfinished: int = 0
     computed_tokens: int = 0
     decode_tokens: int = 0
@@ -77,10 +78,14 @@ class ToyEngine:
         if "TOO BIG" in prompt:
             raise RowError(RowErrorCode.KV_TOO_SMALL, "the prompt has 9 tokens and the KV memory holds 8")
         number = len(self.started)
+        self.reckoned[number] = expected_tokens
         self.started.append(prompt)
         self.live[number] = (prompt, request.params.max_tokens or 1, 0)
         self.most_unfinished = max(self.most_unfinished, len(self.live))
         return number
+
+    def set_expected(self, number: int, expected_tokens: int | None) -> None:
+        self.reckoned[number] = expected_tokens
 
     def step(self) -> list[Event]:
         self.on_step([prompt for prompt, _, _ in self.live.values()])

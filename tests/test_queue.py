@@ -72,3 +72,11 @@ def test_a_plan_that_was_made_anew_is_revised_by_what_was_learned_before(tmp_pat
     assert again.started == uninterrupted.started[-len(again.started) :]
     assert max(guess or 0 for guess in again.expected) < 50
     assert job_at(parts).output.read_bytes() == job_at(whole).output.read_bytes()
+
+
+def test_what_is_learned_counts_for_the_rows_that_run(tmp_path: Path) -> None:
+    engine = BriefEngine()
+    run_job(job_at(rows(tmp_path)), ToyModel(engine, at_once=300))
+    assert min(guess or 0 for guess in engine.expected) >= 50, "all were begun before anything was known"
+    longest = [number for number, prompt in enumerate(engine.started) if 1 + ord(prompt[-1]) % 4 == 4]
+    assert all(0 < (engine.reckoned[number] or 0) < 50 for number in longest)

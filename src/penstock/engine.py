@@ -153,8 +153,10 @@ class Engine:
         self._owner[sequence.number] = live.number
         self._scheduler.add(sequence)
 
-    def set_expected(self, number: int, expected_tokens: int) -> None:
-        """Reckon with another length for each answer of a request; unknown or finished numbers are fine."""
+    def set_expected(self, number: int, expected_tokens: int | None) -> None:
+        """Reckon with another length for each answer of a request, None: the most that it may have; unknown or finished
+        numbers are fine.
+        """
         live = self._live.get(number)
         for sequence in live.sequences if live is not None else ():
             sequence.set_expected(expected_tokens)

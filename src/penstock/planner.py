@@ -239,9 +239,10 @@ class Lengths:
         self._alike: defaultdict[tuple[int, int], _Mean] = defaultdict(_Mean)  # by node and length behind it
         self.number = 0
         self.surprises = 0  # answers that were not as long as guessed at first
+        self._expect_again_at = self.ENOUGH
 
-    def add(self, node: int, *, prompt_tokens: int, guess_tokens: int, output_tokens: int) -> None:
-        """An answer is known."""
+    def add(self, node: int, *, prompt_tokens: int, guess_tokens: int, output_tokens: int) -> bool:
+        """An answer is known; gives whether twice as many are as when it last said so: time to expect anew."""
         ratio = output_tokens / max(1, guess_tokens)
         units = round(ratio / RATIO_UNIT)
         is_new_branch = True
@@ -253,6 +254,10 @@ class Lengths:
             self._alike[above, bucket(prompt_tokens - self._depths[above])].add(units)
         self.number += 1
         self.surprises += is_surprise(output_tokens, guess_tokens)
+        if self.number < self._expect_again_at:
+            return False
+        self._expect_again_at = 2 * self.number
+        return True
 
     def expect(self, node: int, prompt_tokens: int, guess_tokens: int) -> int:
         """The length to reckon with for an answer that is not known yet; at least 1."""
@@ -297,22 +302,16 @@ class ListPlan:
         self._prompt_tokens = [len(prompt) for prompt in prompts]
         self._guesses = guesses
         self._lengths = Lengths(forest)
-        self._expect_again_at = Lengths.ENOUGH
 
     def expect(self, index: int) -> int:
         """How long a prompt's answer is taken to be, by all that is known now."""
         return self._lengths.expect(self._nodes[index], self._prompt_tokens[index], self._guesses[index])
 
     def learn(self, index: int, output_tokens: int) -> bool:
-        """An answer is known; gives whether twice as many are as when it last said so: time to expect anew."""
-        lengths = self._lengths
-        lengths.add(
+        """An answer is known; gives whether it is time to expect anew (see `Lengths.add`)."""
+        return self._lengths.add(
             self._nodes[index],
             prompt_tokens=self._prompt_tokens[index],
             guess_tokens=self._guesses[index],
             output_tokens=output_tokens,
         )
-        if lengths.number < self._expect_again_at:
-            return False
-        self._expect_again_at = 2 * lengths.number
-        return True

@@ -63,12 +63,12 @@ class Sequence:
         self._stop_search = StopSearch(params.stop)
         self._last_sample: SampleAt | None = None  # a greedy one without bans, which is the same at every token
         self.max_output_tokens = min(params.max_tokens or context_tokens, context_tokens - len(self.prompt_tokens))
-        self.set_expected(expected_tokens or self.max_output_tokens)
+        self.set_expected(expected_tokens)
         self.stop_ids = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else eos_ids)
 
-    def set_expected(self, tokens: int) -> None:
-        """Reckon with an answer of so many tokens, as far as they are allowed."""
-        self.expected_tokens = min(tokens, self.max_output_tokens)
+    def set_expected(self, tokens: int | None) -> None:
+        """Reckon with an answer of so many tokens, as far as they are allowed; None: of all that are."""
+        self.expected_tokens = min(tokens or self.max_output_tokens, self.max_output_tokens)
 
     @property
     def output_tokens(self) -> list[int]:

@@ -46,6 +46,9 @@ class RowEngine(Protocol):
     def add(self, request: Request, expected_tokens: int | None = None) -> int:
         """Queue a request, with the length to reckon with for its answers; gives its number."""
 
+    def set_expected(self, number: int, expected_tokens: int | None) -> None:
+        """Reckon with another length for each answer of a request; unknown or finished numbers are fine."""
+
     def step(self) -> list[Event]:
         """Run one step; what happened."""
 

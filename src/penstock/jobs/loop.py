@@ -210,7 +210,9 @@ class Loop:
         if not self._finish_equals(row, lambda equal: self._answer_result(equal, answer, answer.prompt_tokens)):
             return False
         self._finish(row.item, self._answer_result(row, answer, answer.cached_tokens))
-        self._queue.learn(row.planned, answer.output_tokens)
+        if self._queue.learn(row.planned, answer.output_tokens):
+            for number, running in self._running.items():
+                self._loaded.engine.set_expected(number, self._queue.expect(running.planned))
         return True
 
     def _answer_result(self, row: Row, answer: Answer, cached_tokens: int) -> Result:

@@ -63,14 +63,18 @@ class Queue:
                 states = self._store.states([row.row for row in part])
                 yield [row for row in part if row.row not in states or not states[row.row].is_done]
 
-    def learn(self, row: PlannedRow, output_tokens: int) -> None:
-        """An answer has come: revise the plan where enough answers were not as long as it takes them to be."""
+    def learn(self, row: PlannedRow, output_tokens: int) -> bool:
+        """An answer has come: revise the plan where enough answers were not as long as it takes them to be.
+
+        Gives whether it is time to expect anew of the rows that run (see `Lengths.add`).
+        """
         if row.tokens is None:
-            return
-        self._add(row, output_tokens)
+            return False
+        knows_more = self._add(row, output_tokens)
         if self._lengths.number >= self._revise_at:
             self._revise_at *= REVISE_AGAIN
             self._revise()
+        return knows_more
 
     def expect(self, row: PlannedRow) -> int | None:
         """How long a row's answer is taken to be, by all that is known now; None: it was not tokenized."""
@@ -88,8 +92,8 @@ class Queue:
         if self._lengths.number >= self._first_revision and not self._plan.is_reordered:
             self._revise()  # a plan that was made anew
 
-    def _add(self, row: PlannedRow | OwnLengths, output_tokens: int) -> None:
-        self._lengths.add(
+    def _add(self, row: PlannedRow | OwnLengths, output_tokens: int) -> bool:
+        return self._lengths.add(
             row.node,
             prompt_tokens=row.prompt_tokens,
             guess_tokens=row.guess_tokens,
