@@ -375,8 +375,8 @@ PENSTOCK_INLINE void turn_stage(Vec* v) {
     for (int i = 0; i < LANES; ++i) {
         if (i & S) continue;
         const Vec a = v[i], b = v[i + S];
-        v[i] = __builtin_shuffle(a, b, low);
-        v[i + S] = __builtin_shuffle(a, b, high);
+        v[i] = pick(a, b, low);
+        v[i + S] = pick(a, b, high);
     }
 }
 

@@ -104,6 +104,17 @@ PENSTOCK_INLINE IntVec lane_numbers() {
     return numbers;
 }
 
+// Of each lane's number, that lane of a, or, from LANES on, of b.
+PENSTOCK_INLINE Vec pick(Vec a, Vec b, IntVec from) {
+#if defined(__clang__)
+    Vec picked{};
+    for (int i = 0; i < LANES; ++i) picked[i] = from[i] < LANES ? a[from[i]] : b[from[i] - LANES];
+    return picked;
+#else
+    return __builtin_shuffle(a, b, from);
+#endif
+}
+
 // x in the first `count` lanes, zeros behind them.
 PENSTOCK_INLINE Vec splat_some(float x, int64_t count) {
     return lane_numbers() < static_cast<int32_t>(count) ? splat(x) : Vec{};
