@@ -117,6 +117,15 @@ def test_several_samples_share_their_prompt_and_come_back_together() -> None:
     assert not e._owner
 
 
+@pytest.mark.parametrize("length", [2, 3, 4, 5, 7, 10])
+def test_samples_share_a_prompt_of_any_length_but_for_its_last_token(length: int) -> None:
+    executor = CountingExecutor()
+    e = engine(executor=executor)
+    e.add(request(*range(length), n=5, max_tokens=1))
+    run(e)
+    assert e.stats().computed_tokens == length + 4
+
+
 def test_what_is_expected_of_an_answer_may_change_while_it_waits() -> None:
     e = engine(num_blocks=8)  # 32 tokens
     numbers = [e.add(request(first, first, max_tokens=25)) for first in (20, 30)]

@@ -114,7 +114,7 @@ def test_the_numbers_on_the_page_are_the_stores(tmp_path: Path) -> None:
         "Preemptions 0 in 100 steps",
         "Finished · 2.5 s of loading and 500 ms of planning not counted · model toy · begun 2026-11-20 19:00 UTC",
         "In all: 300 prefill (68 %), 40 decode (9.1 %), 100 reused from the prefix cache (23 %).",
-        "predicted 8 s (between 6 s and 12 s) for 4 rows; it took 10 s, 25 % more.",
+        "Predicted 8 s (between 6 s and 12 s) for 4 rows; it took 10 s, 25 % more.",
         "Half have at most 10 tokens, 95 % at most 20, the longest 20.",
         "invalid_field 1 line 4: a <b>bold</b> claim & more",
         "1 2026-11-20 19:00 UTC finished 4 10 s 2.5 s 500 ms 100 0 3",

@@ -200,11 +200,15 @@ class Scheduler:
         return None if self._blocks_fit(sequence, match, demand) else Wait.BLOCKS
 
     def _prefix_in_flight(self, sequence: Sequence, match: Match) -> bool:
-        """Whether a running sequence is about to compute a block more of this one's beginning than can be matched."""
-        start = len(match.nodes) * self.block_tokens
-        needed = start + (match.part.num_tokens if match.part else 0) + self.block_tokens
+        """Whether a running sequence is about to compute more of this one's beginning than can be matched: a block,
+        or all of it (another sample of the same prompt), but for the last token.
+        """
+        matched = len(match.nodes) * self.block_tokens + (match.part.num_tokens if match.part else 0)
+        needed = min(matched + self.block_tokens, len(sequence.tokens) - 1)
+        if needed <= matched:
+            return False
         return any(
-            other.num_computed < needed <= min(len(other.prompt_tokens), len(sequence.tokens))
+            other.num_computed < needed <= len(other.prompt_tokens)
             and other.tokens[needed - 1] == sequence.tokens[needed - 1]  # most differ here already
             and other.request.namespace == sequence.request.namespace
             and other.tokens[:needed] == sequence.tokens[:needed]

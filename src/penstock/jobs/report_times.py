@@ -162,10 +162,10 @@ def _compared(facts: Facts) -> list[str]:
 
 
 def _compare(stretch: Stretch, said: Prediction, facts: Facts) -> str:
-    number = f"Run {stretch.run.run}: " if len(facts.stretches) > 1 else ""
+    begin = f"Run {stretch.run.run}: predicted" if len(facts.stretches) > 1 else "Predicted"
     ran_s = stretch.end_s - stretch.start_s
     expected = (
-        f"{number}predicted {spell_s(said.predicted_s)} (between {spell_s(said.least_s)} and {spell_s(said.most_s)}) "
+        f"{begin} {spell_s(said.predicted_s)} (between {spell_s(said.least_s)} and {spell_s(said.most_s)}) "
         f"for {plural(said.rows, 'row')}; "
     )
     if stretch.run.done < said.rows:
