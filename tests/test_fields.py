@@ -103,7 +103,7 @@ def test_a_field_is_named_by_where_it_stands() -> None:
 
 def test_of_several_unknown_fields_the_first_by_name_is_told() -> None:
     with pytest.raises(RowError, match=r"^unknown_field: qqq is not a field that Penstock knows; leave it out$"):
-        Fields.of({"zzz": 1, "qqq": 2, "a": 3}, "").only(("a", "b"))
+        Fields.of({"zzz": 1, "qqq": 2, "a": 3}, "").only(frozenset("ab"))
 
 
 def test_an_absent_list_is_an_empty_one() -> None:

@@ -54,6 +54,16 @@ def test_a_completion_row_asks_for_16_tokens_unless_it_says_otherwise() -> None:
     assert row == BatchRow("a", Endpoint.COMPLETIONS, None, "hello", SamplingParams(max_tokens=16))
 
 
+def test_sampling_fields_that_python_takes_for_equal_are_told_apart_whatever_was_read_before() -> None:
+    assert parse_row(chat_line("a", n=1, ignore_eos=True)).params.n == 1
+    assert message_of(n=True) == "body.n is true; it must be an integer from 1 to 128"
+    assert message_of(ignore_eos=1) == "body.ignore_eos is 1; it must be true or false"
+    assert parse_row(completion_line("a", logprobs=1)).params.logprobs == 1
+    assert message_of(logprobs=1) == "body.logprobs is 1; it must be true or false"
+    biases = [parse_row(chat_line("a", logit_bias={"7": bias})).params.logit_bias for bias in (1, 2)]
+    assert biases == [((7, 1.0),), ((7, 2.0),)]
+
+
 def test_a_prompt_may_be_token_ids() -> None:
     assert parse_row(completion_line("a", prompt=[0, 5, 7])).prompt == (0, 5, 7)
 

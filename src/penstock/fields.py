@@ -12,7 +12,7 @@ import difflib
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, NoReturn
 
@@ -136,11 +136,11 @@ class Fields:
             raise RowError(RowErrorCode.MISSING_FIELD, f"{self.path}{name} is missing or null; it is required")
         return value
 
-    def only(self, known: Iterable[str]) -> None:
+    def only(self, known: frozenset[str]) -> None:
         """Refuse any field that is not among the known ones."""
-        unknown = sorted(str(name) for name in self.values.keys() - set(known))
+        unknown = sorted(str(name) for name in self.values if name not in known)
         if unknown:
-            close = difflib.get_close_matches(unknown[0][:_MAX_EXCERPT], list(known), 1)
+            close = difflib.get_close_matches(unknown[0][:_MAX_EXCERPT], sorted(known), 1)
             hint = f"; did you mean {close[0]}?" if close else "; leave it out"
             message = f"{self.path}{shortened(unknown[0])} is not a field that Penstock knows{hint}"
             raise RowError(RowErrorCode.UNKNOWN_FIELD, message)

@@ -15,6 +15,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from penstock.errors import RowError, RowErrorCode
@@ -30,12 +31,16 @@ _MAX_INT64 = 2**63 - 1
 _WITHOUT_EFFECT = ("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key")
 _DEFAULTS_ONLY: tuple[tuple[str, object], ...] = (("stream", False), ("response_format", {"type": "text"}))
 _ROLES = ("system", "developer", "user", "assistant", "tool")
-_LINE_FIELDS = ("custom_id", "method", "url", "body")
-_SAMPLING_FIELDS = (
-    *("max_tokens", "max_completion_tokens", "temperature", "top_p", "top_k", "min_p", "seed", "stop"),
-    *("stop_token_ids", "min_tokens", "ignore_eos", "logprobs", "logit_bias", "n"),
+_LINE_FIELDS = frozenset({"custom_id", "method", "url", "body"})
+_SAMPLING_FIELDS = frozenset(
+    {"max_tokens", "max_completion_tokens", "temperature", "top_p", "top_k", "min_p", "seed", "stop"}
+    | {"stop_token_ids", "min_tokens", "ignore_eos", "logprobs", "top_logprobs", "logit_bias", "n"}
 )
-_COMMON_FIELDS = ("model", *_SAMPLING_FIELDS, *_WITHOUT_EFFECT, *(name for name, _ in _DEFAULTS_ONLY))
+_IGNORED = frozenset({*_WITHOUT_EFFECT, *(name for name, _ in _DEFAULTS_ONLY)})
+_CHAT_FIELDS = _SAMPLING_FIELDS | _IGNORED | {"model", "messages"}
+_COMPLETION_FIELDS = (_SAMPLING_FIELDS | _IGNORED | {"model", "prompt"}) - {"top_logprobs"}
+_MESSAGE_FIELDS, _PART_FIELDS = frozenset({"role", "content", "name"}), frozenset({"type", "text"})
+_MAX_KEPT = 1000  # characters of sampling fields that are kept, with what they mean, for the rows that have the same
 
 
 class Endpoint(StrEnum):
@@ -43,6 +48,9 @@ class Endpoint(StrEnum):
 
     CHAT = "/v1/chat/completions"
     COMPLETIONS = "/v1/completions"
+
+
+_ENDPOINTS = {str(endpoint): endpoint for endpoint in Endpoint}
 
 
 class Message(NamedTuple):
@@ -151,10 +159,11 @@ def _row(value: object) -> BatchRow:
 def _endpoint(url: object) -> Endpoint:
     if not isinstance(url, str):
         refuse("url", url, "a string")
-    if url not in tuple(Endpoint):
+    endpoint = _ENDPOINTS.get(url)
+    if endpoint is None:
         message = f"url is {excerpt(url)}; it must be one of {', '.join(Endpoint)}"
         raise RowError(RowErrorCode.UNSUPPORTED_URL, message)
-    return Endpoint(url)
+    return endpoint
 
 
 def _usable_id(value: object) -> str | None:
@@ -177,10 +186,9 @@ def parse_body(endpoint: Endpoint, body: Mapping[str, object]) -> Body:
     """
     fields = Fields("body.", body)
     is_chat = endpoint is Endpoint.CHAT
-    own = ("messages", "top_logprobs") if is_chat else ("prompt",)
     prompt = parse_messages(fields.required("messages")) if is_chat else parse_prompt(fields.required("prompt"))
-    fields.only((*own, *_COMMON_FIELDS))
-    params, metadata = _params(fields, is_chat=is_chat), fields.values.get("metadata")
+    fields.only(_CHAT_FIELDS if is_chat else _COMPLETION_FIELDS)
+    params, metadata = _params(fields, endpoint), fields.values.get("metadata")
     return Body(fields.text("model"), prompt, params, _ignored(fields), metadata)
 
 
@@ -206,7 +214,7 @@ def _message(value: object, path: str) -> Message:
     if role not in _ROLES:
         refuse(f"{path}.role", role, f"one of {', '.join(_ROLES)}")
     content = _content(fields.required("content"), f"{path}.content")
-    fields.only(("role", "content", "name"))
+    fields.only(_MESSAGE_FIELDS)
     return Message(str(role), content, fields.text("name"))
 
 
@@ -223,7 +231,7 @@ def _part(value: object, path: str) -> str:
     if fields.required("type") != "text":
         refuse(f"{path}.type", fields.values["type"], '"text"')
     fields.required("text")
-    fields.only(("type", "text"))
+    fields.only(_PART_FIELDS)
     return fields.text("text") or ""
 
 
@@ -233,11 +241,31 @@ def _ignored(fields: Fields) -> tuple[str, ...]:
         found = fields.values.get(name)
         if found is not None and (type(found) is not type(value) or found != value):
             refuse(f"{fields.path}{name}", found, f"{json.dumps(value)} or absent")
-    names = (*_WITHOUT_EFFECT, *(name for name, _ in _DEFAULTS_ONLY))
-    return tuple(sorted(name for name in names if fields.values.get(name) is not None))
+    return tuple(sorted(name for name in fields.values if name in _IGNORED and fields.values[name] is not None))
 
 
-def _params(fields: Fields, *, is_chat: bool) -> SamplingParams:
+class _Given:
+    """The sampling fields of a body, equal to others where their texts are: 1, 1.0 and true are not the same."""
+
+    def __init__(self, fields: Fields) -> None:
+        self.values = {name: value for name, value in fields.values.items() if name in _SAMPLING_FIELDS}
+        self.text = repr(self.values)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Given) and self.text == other.text
+
+    def __hash__(self) -> int:
+        return hash(self.text)
+
+
+def _params(fields: Fields, endpoint: Endpoint) -> SamplingParams:
+    """The sampling parameters: of nearly all rows of a file the same few, so they are not worked out for each row."""
+    given = _Given(fields)
+    return _kept_params(given, endpoint) if len(given.text) <= _MAX_KEPT else _read_params(given, endpoint)
+
+
+def _read_params(sampling: _Given, endpoint: Endpoint) -> SamplingParams:
+    fields, is_chat = Fields("body.", sampling.values), endpoint is Endpoint.CHAT
     given: dict[str, Any] = {
         "max_tokens": _max_tokens(fields, default=None if is_chat else COMPLETIONS_MAX_TOKENS),
         "temperature": fields.number("temperature", low=0, high=2),
@@ -257,6 +285,9 @@ def _params(fields: Fields, *, is_chat: bool) -> SamplingParams:
         return SamplingParams(**{name: value for name, value in given.items() if value is not None})
     except ValueError as error:
         raise RowError(RowErrorCode.INVALID_FIELD, f"body.{error}") from None
+
+
+_kept_params = lru_cache(256)(_read_params)
 
 
 def _max_tokens(fields: Fields, *, default: int | None) -> int | None:

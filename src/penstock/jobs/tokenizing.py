@@ -105,7 +105,8 @@ def identify(line: InputLine, model: str, counts: Counter[str]) -> tuple[Prepare
         asks = parse_row(line.data)
     except BadRow:
         return found, None
-    counts.update(f"ignored:{name}" for name in asks.ignored)
+    for name in asks.ignored:
+        counts[f"ignored:{name}"] += 1
     if asks.model is not None and asks.model != model:
         counts["other_models"] += 1
     custom_id = blake2b(asks.custom_id.encode(), digest_size=16).digest()
