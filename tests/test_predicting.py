@@ -43,6 +43,8 @@ def test_a_run_is_predicted_and_its_prediction_kept(tmp_path: Path) -> None:
     assert 0 < found.least_s < found.predicted_s < found.most_s
     assert found.curve[-1].at_s == pytest.approx(found.predicted_s)
     assert found.curve[-1].rows == 21
+    assert found.curve[0].at_s > 0, "nothing is finished until the first answer is"
+    assert found.curve[0].rows == 0
     assert [at.rows for at in found.curve] == sorted(at.rows for at in found.curve)
 
 

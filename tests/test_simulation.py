@@ -26,6 +26,14 @@ def test_one_row_takes_a_step_for_each_token() -> None:
     assert found.parts == pytest.approx({"matrices": 4.0, "logits": 0.75, "attention": 0.0, "python": 0.0})
 
 
+def test_it_is_known_when_each_row_ends_those_that_cannot_run_too() -> None:
+    found = simulate([row(0, 60, 2), row(0, 6, 3), row(20, 6, 2)], terms(blocks=8))
+    assert found.failed == 1
+    start, second, last = found.ends_s
+    assert start == 0
+    assert second < last == found.seconds
+
+
 def test_an_answer_ends_where_its_row_says_and_at_max_tokens_at_the_latest() -> None:
     assert simulate([row(0, 6, 4)], terms()).output_tokens == 4
     assert simulate([row(0, 6, 40)], terms()).output_tokens == 10

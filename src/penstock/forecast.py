@@ -251,4 +251,5 @@ def _from_numbers(numbers: Iterable[float], runs: Sequence[_Run]) -> Simulated:
         **sums,  # type: ignore[arg-type]
         peak_kv_tokens=max(run.whole.peak_kv_tokens for run in runs),
         parts=dict(zip(first.parts, values[len(_SUMS) :], strict=True)),
+        ends_s=(),
     )

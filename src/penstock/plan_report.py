@@ -84,7 +84,7 @@ def outlook_as_json(outlook: Outlook, profile: Profile) -> dict[str, object]:
     return {
         **outlook.totals._asdict(),
         **times,
-        **{name: value for name, value in asdict(found.simulated).items() if name != "seconds"},
+        **{name: value for name, value in asdict(found.simulated).items() if name not in ("seconds", "ends_s")},
         "optimal_s": found.optimal_s,
         "optimal_share": outlook.optimal_share,
         "is_certain": outlook.is_certain,

@@ -170,15 +170,19 @@ class Scheduler:
     def _admit(self, lengths: dict[int, int], budget: int) -> None:
         """Admit waiting sequences in order while they fit, skipping over those that wait for a prefix in flight."""
         skipped: list[Sequence] = []
-        demand: Demand | None = None  # of all that run: worked out once a step, and only where somebody may join them
+        # Of all that run: worked out once a step, and only where somebody may join them.
+        demand: Demand | None = None
+        prefilling: list[Sequence] = []
         while self.waiting and len(skipped) < LOOKAHEAD and self._reason_to_admit_none(budget) is None:
-            demand = demand or self._demand(self.running)
+            if demand is None:
+                demand = self._demand(self.running)
+                prefilling = [s for s in self.running if not s.is_decoding]
             sequence = self.waiting[0]
             match = self.tree.match(sequence.request.namespace, sequence.tokens, limit=len(sequence.tokens) - 1)
-            wait = self._reason_to_wait(sequence, match, demand)
+            wait = self._reason_to_wait(sequence, match, demand, prefilling)
             if wait is Wait.BLOCKS and match.part is not None:
                 match = Match(match.nodes, None)  # the block copied from would be one too many
-                wait = self._reason_to_wait(sequence, match, demand)
+                wait = self._reason_to_wait(sequence, match, demand, prefilling)
             if wait is Wait.BLOCKS:
                 break
             self.waiting.popleft()
@@ -187,6 +191,7 @@ class Scheduler:
                 continue
             budget -= self._start(sequence, match, budget, lengths)
             demand = Demand(*map(int.__add__, demand, self._demand([sequence])))
+            prefilling.append(sequence)
         self.waiting.extendleft(reversed(skipped))
 
     def _reason_to_admit_none(self, budget: int) -> Wait | None:
@@ -194,13 +199,15 @@ class Scheduler:
             return Wait.TOKEN_BUDGET
         return Wait.SEQUENCES if len(self.running) >= min(self.max_sequences, self.token_budget) else None
 
-    def _reason_to_wait(self, sequence: Sequence, match: Match, demand: Demand) -> Wait | None:
-        if self._prefix_in_flight(sequence, match):
+    def _reason_to_wait(
+        self, sequence: Sequence, match: Match, demand: Demand, prefilling: Iterable[Sequence]
+    ) -> Wait | None:
+        if self._prefix_in_flight(sequence, match, prefilling):
             return Wait.PREFIX_IN_FLIGHT
         return None if self._blocks_fit(sequence, match, demand) else Wait.BLOCKS
 
-    def _prefix_in_flight(self, sequence: Sequence, match: Match) -> bool:
-        """Whether a running sequence is about to compute more of this one's beginning than can be matched: a block,
+    def _prefix_in_flight(self, sequence: Sequence, match: Match, prefilling: Iterable[Sequence]) -> bool:
+        """Whether one of those running is about to compute more of this one's beginning than can be matched: a block,
         or all of it (another sample of the same prompt), but for the last token.
         """
         matched = len(match.nodes) * self.block_tokens + (match.part.num_tokens if match.part else 0)
@@ -212,8 +219,7 @@ class Scheduler:
             and other.tokens[needed - 1] == sequence.tokens[needed - 1]  # most differ here already
             and other.request.namespace == sequence.request.namespace
             and other.tokens[:needed] == sequence.tokens[:needed]
-            for other in self.running
-            if not other.is_decoding
+            for other in prefilling
         )
 
     def _blocks_fit(self, sequence: Sequence, match: Match, demand: Demand) -> bool:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from penstock.blocks import BlockPool
 from penstock.config import ELEMENT_BYTES, EngineConfig
-from penstock.engine import Engine, Failed, Numerics
+from penstock.engine import Engine, Failed, Numerics, TokenEvent
 from penstock.errors import RowError
 from penstock.models.spec import DecoderSpec
 from penstock.profile import Profile, Work, interpolate, work_of
@@ -55,6 +55,7 @@ class Simulated:
     Attributes:
         parts: the seconds by kind of work; they sum to `seconds`.
         failed: rows that do not fit the KV memory.
+        ends_s: after how many seconds each row ended, in ascending order; empty where they are not known one by one.
     """
 
     seconds: float
@@ -66,6 +67,7 @@ class Simulated:
     peak_kv_tokens: int
     failed: int
     parts: dict[str, float]
+    ends_s: tuple[float, ...]
 
 
 class SimulatedExecutor:
@@ -77,7 +79,7 @@ class SimulatedExecutor:
         self.ends: list[int] = []  # by sequence number, from 1: how many tokens it has when it ends
         self.work = Work(*[0] * len(Work._fields))
         self.matrices_s = self.logits_s = 0.0
-        self.peak_blocks = 0
+        self._peak_blocks = 0
         self.pool: BlockPool | None = None  # of the scheduler whose plans these are
         self._waiting: StepResult | None = None
 
@@ -89,7 +91,7 @@ class SimulatedExecutor:
         self.matrices_s += interpolate(profile.tokens, work.tokens)
         self.logits_s += interpolate(profile.samples, work.samples)
         if self.pool is not None:
-            self.peak_blocks = max(self.peak_blocks, self.pool.total - self.pool.num_available)
+            self._peak_blocks = max(self._peak_blocks, self.pool.total - self.pool.num_available)
         self._waiting = StepResult(plan.step, tuple(self._draw(chunk) for chunk in plan.chunks))
         return Ticket(plan.step)
 
@@ -107,6 +109,16 @@ class SimulatedExecutor:
         token = self._vocab if ends else self._vocab + chunk.sequence
         return ChunkResult(chunk.sequence, (TokenLogprob(token, math.nan, ()),))
 
+    @property
+    def peak_kv_tokens(self) -> int:
+        """What the blocks hold that were taken at most at once."""
+        return self._peak_blocks * self._terms.config.block_tokens
+
+    @property
+    def seconds(self) -> float:
+        """What the steps so far would take."""
+        return sum(self.parts().values())
+
     def parts(self) -> dict[str, float]:
         """The seconds by kind of work."""
         profile, work = self._terms.profile, self.work
@@ -123,17 +135,21 @@ def simulate(rows: Iterable[SimRow], terms: Terms, *, executor: SimulatedExecuto
     executor = executor or SimulatedExecutor(terms)
     engine = _open(executor, terms)
     left, failed = iter(rows), 0
+    ends_s: list[float] = []
     at_once = UNFINISHED_PER_SEQUENCE * terms.config.max_sequences
     more = True
     while more or engine.num_unfinished:
         while more and engine.num_unfinished < at_once:
             row = next(left, None)
             more = row is not None
-            if row is not None:
-                failed += not _add(engine, executor, row)
+            if row is not None and not _add(engine, executor, row):
+                failed += 1
+                ends_s.append(executor.seconds)
         if engine.num_unfinished:
-            failed += sum(isinstance(event, Failed) for event in engine.step())
-    return _result(engine, executor, failed=failed, peak=executor.peak_blocks * terms.config.block_tokens)
+            ended = [event for event in engine.step() if not isinstance(event, TokenEvent)]
+            failed += sum(isinstance(event, Failed) for event in ended)
+            ends_s += [executor.seconds] * len(ended)
+    return _result(engine, executor, failed=failed, ends_s=ends_s)
 
 
 def _open(executor: SimulatedExecutor, terms: Terms) -> Engine:
@@ -165,16 +181,17 @@ def _add(engine: Engine, executor: SimulatedExecutor, row: SimRow) -> bool:
     return True
 
 
-def _result(engine: Engine, executor: SimulatedExecutor, *, failed: int, peak: int) -> Simulated:
-    stats, parts = engine.stats(), executor.parts()
+def _result(engine: Engine, executor: SimulatedExecutor, *, failed: int, ends_s: list[float]) -> Simulated:
+    stats = engine.stats()
     return Simulated(
-        seconds=sum(parts.values()),
+        seconds=executor.seconds,
         steps=stats.steps,
         preemptions=stats.preemptions,
         computed_tokens=stats.computed_tokens,
         cached_tokens=stats.cached_tokens,
         output_tokens=stats.output_tokens,
-        peak_kv_tokens=peak,
+        peak_kv_tokens=executor.peak_kv_tokens,
         failed=failed,
-        parts=parts,
+        parts=executor.parts(),
+        ends_s=tuple(ends_s),
     )

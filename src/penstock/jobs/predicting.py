@@ -7,7 +7,7 @@ whether it fits. How it is predicted is in `forecast.py`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from penstock.cost import layer_elements
@@ -64,10 +64,14 @@ def _predict(plan: PlanFile, store: Store, input_file: Path, terms: Terms) -> Pr
         limits = Limits(SIMULATED_WORK, 1, GENERATIONS * terms.config.max_sequences)
         found = forecast(job.outlines, job.load, terms, is_certain=job.is_certain, limits=limits)
         rows = store.about().rows - store.totals().done
-        curve = tuple(_curve(job.outlines, found.seconds, rows, terms))
+        simulated = found.simulated
+        curve = tuple(
+            _simulated_curve(simulated.ends_s, rows)
+            if simulated.ends_s
+            else _curve(job.outlines, found.seconds, rows, terms)
+        )
     finally:
         job.close()
-    simulated = found.simulated
     return Prediction(
         rows=rows,
         predicted_s=found.seconds,
@@ -80,6 +84,15 @@ def _predict(plan: PlanFile, store: Store, input_file: Path, terms: Terms) -> Pr
         parts_s=simulated.parts,
         curve=curve,
     )
+
+
+def _simulated_curve(ends_s: Sequence[float], rows: int) -> Iterator[PredictedAt]:
+    """When how many rows are expected to be finished, where each of those that are computed was simulated."""
+    number = len(ends_s)
+    step = max(1, number // CURVE_POINTS)
+    yield PredictedAt(ends_s[0], 0)
+    for end in (*range(step, number, step), number):
+        yield PredictedAt(ends_s[end - 1], round(rows * end / number))
 
 
 def _curve(outlines: Outlines, seconds: float, rows: int, terms: Terms) -> Iterator[PredictedAt]:
