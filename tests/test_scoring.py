@@ -23,6 +23,7 @@ SCORINGS = {
     "window-1": Scoring(window=1),
     "window-100": Scoring(window=100),
     "window-128": Scoring(window=128),
+    "window-900": Scoring(window=900),
     "cap": Scoring(cap=2.0),
     "sinks": Scoring(sinks=torch.linspace(-3, 4, 32)),
     "all": Scoring(window=150, cap=5.0, sinks=torch.linspace(-1, 6, 32)),
@@ -102,6 +103,38 @@ def test_a_query_has_the_same_bits_alone_and_stacked_whatever_is_done_to_scores(
         alone = attend(query[mine], keys, values, tiles=make_tiles((one,), how), scoring=scoring)
         assert torch.equal(alone, together[mine])
         row = mine.stop
+
+
+def long_chunks(queries: int) -> tuple[Chunk, ...]:
+    """Queries at the end of 1,600 positions, where there are few tiles for many keys; two sequences share 1,280."""
+    own, shared = tuple(range(100)), tuple(range(80))
+    other = Chunk(2, 1450, (0,), ((*shared, *range(100, 120)),))
+    return (Chunk(1, 1600 - queries, (0,) * queries, (own,)), other)
+
+
+@pytest.mark.parametrize("kernels", native_isas())
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 1), (6, 2)])
+@pytest.mark.parametrize("queries", [1, 40])
+@pytest.mark.parametrize("name", ["window-900", "sinks"])
+def test_threads_that_share_the_keys_of_a_long_sequence_change_no_bit(
+    kernels: str, dtype: torch.dtype, heads: int, kv_heads: int, queries: int, name: str
+) -> None:
+    keys, values = caches(120, kv_heads=kv_heads, width=80, dtype=dtype)
+    chunks = long_chunks(queries)
+    query = torch.randn(queries + 1, heads, 80, generator=torch.Generator().manual_seed(3)).to(dtype)
+    how = tiling(kernels, heads=heads, kv_heads=kv_heads, num_blocks=120)
+    tiles, scoring = make_tiles(chunks, how), scoring_of(name, heads)
+
+    def attend(threads: int) -> Tensor:
+        return select("cpu", opened(kernels, threads)).kernels.attention(
+            query, keys, values, tiles=tiles, scoring=scoring
+        )
+
+    alone = attend(1)
+    assert alone.isfinite().all()
+    for threads in (2, 3, 8):
+        assert torch.equal(attend(threads), alone)
 
 
 @pytest.mark.parametrize("kernels", native_isas())

@@ -25,6 +25,7 @@ PLAN_BYTES = 64 * MIB  # pages of the plan's file that SQLite keeps (see jobs/pl
 SORT_BYTES = 64 * MIB  # what SQLite sorts in, while the plan is made and no KV is in use
 ROW_BYTES = 64  # of a planned row: its lengths, its share of the prefix tree; twice what ten million short rows took
 RESERVED_BYTES = 2 * MIB  # the native kernels round each piece of working memory up to a huge page
+KEPT_BYTES = 32 * MIB  # what they keep at most of long tiles of attention that several threads share
 FEWEST_KV_TOKENS = 512  # KV memory that answers rows at all
 
 
@@ -178,8 +179,15 @@ def _step_bytes(spec: DecoderSpec, shape: Shape) -> int:
     rows = _round_up(shape.token_budget, 64)
     tables = (shape.sequences + rows) * 8 * 8 + shape.sequences * -(-spec.context_tokens // shape.block_tokens) * 16
     per_row = _native_row_bytes if shape.is_native else _reference_row_bytes
-    fixed = (4 + 2 * shape.threads) * RESERVED_BYTES if shape.is_native else _reference_fixed_bytes(spec, shape)
+    fixed = _native_fixed_bytes(spec, shape, rows) if shape.is_native else _reference_fixed_bytes(spec, shape)
     return rows * per_row(spec, shape.element_bytes) + tables + fixed
+
+
+def _native_fixed_bytes(spec: DecoderSpec, shape: Shape, rows: int) -> int:
+    """Pieces of working memory, each rounded up; what is kept of segments of keys (native/attention_all.h)."""
+    states = -(-spec.context_tokens // SEGMENT) * rows * spec.heads * (_round_up(spec.head_dim, PANEL) + 16) * 4
+    kept = min(KEPT_BYTES, states) if shape.threads > 1 else 0
+    return kept + (5 + 2 * shape.threads) * RESERVED_BYTES
 
 
 def _native_row_bytes(spec: DecoderSpec, element_bytes: int) -> int:

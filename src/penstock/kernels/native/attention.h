@@ -79,10 +79,12 @@ struct Segment {
 struct Tile {
     const Attention& a;
     int64_t tile, head, group, first, count, last;  // its queries are `count` from `first` on; `last`: behind its keys
+    int64_t from;                                   // keys before it do not count
     int64_t height, padded;                         // they make `height` rows, of `padded`
 
     Tile(const Attention& all, int64_t number, int64_t kv_head, int64_t multiple)
-        : a(all), tile(number), head(kv_head), group(all.heads / all.kv_heads), first(0), count(0), last(a.ends[tile]) {
+        : a(all), tile(number), head(kv_head), group(all.heads / all.kv_heads), first(0), count(0), last(a.ends[tile]),
+          from(0) {
         while (count < a.queries && positions()[count] >= 0) ++count;
         stack(multiple);
     }
@@ -95,6 +97,12 @@ struct Tile {
         one.stack(multiple);
         return one;
     }
+    // All of it, as if its keys began with this segment.
+    Tile beginning(int64_t start) const {
+        Tile rest = *this;
+        rest.from = start;
+        return rest;
+    }
     void stack(int64_t multiple) {
         height = count * group;
         padded = ceil_div(height, multiple) * multiple;
@@ -105,9 +113,9 @@ struct Tile {
     int64_t end() const { return last; }
     int64_t position(int64_t row) const { return positions()[row / group]; }
     // The first position that a row sees, or that any row of the tile does.
-    int64_t lowest(int64_t row) const { return a.window ? std::max<int64_t>(0, position(row) - a.window + 1) : 0; }
+    int64_t lowest(int64_t row) const { return a.window ? std::max(from, position(row) - a.window + 1) : from; }
     int64_t lowest() const {
-        int64_t found = a.window && count ? lowest(0) : 0;
+        int64_t found = count ? lowest(0) : from;
         for (int64_t query = 1; a.window && query < count; ++query) found = std::min(found, lowest(query * group));
         return found;
     }
@@ -247,20 +255,18 @@ void attend_segment(
             merge_row(tile, space, r, tile.lowest(r) / SEGMENT * SEGMENT == start);
 }
 
-// A row's state as an earlier set kept it.
+// A row's state as it was kept.
 template <class Unit>
-void take_state(const Tile& tile, Space<Unit>& space, int64_t r) {
+void take_state(const Tile& tile, Space<Unit>& space, int64_t r, const float* from) {
     const int64_t width = Space<Unit>::width(tile.a);
-    const float* from = tile.state(r);
     for (int64_t i = 0; i < width; i += LANES) store(space.values + tile.at(r, i), load(from + i));
     space.highest[r] = from[width];
     space.total[r] = from[width + 1];
 }
 
 template <class Unit>
-void keep_state(const Tile& tile, const Space<Unit>& space, int64_t r) {
+void keep_state(const Tile& tile, const Space<Unit>& space, int64_t r, float* to) {
     const int64_t width = Space<Unit>::width(tile.a);
-    float* to = tile.state(r);
     for (int64_t i = 0; i < width; i += LANES) store(to + i, load(space.values + tile.at(r, i)));
     to[width] = space.highest[r];
     to[width + 1] = space.total[r];
@@ -279,87 +285,6 @@ void put_out(const Tile& tile, const Space<Unit>& space, int64_t r) {
         const Vec values = load(space.values + tile.at(r, i));
         store_some(out + i, (tile.a.sinks ? values * keep : values) / all, tile.a.width - i);
     }
-}
-
-// While the last segment is multiplied, the first one of what comes `after` this tile is fetched.
-template <class Unit, class T>
-void attend_tile(const Tile& tile, Space<Unit> space, const Segment<T>& after) {
-    const Attention& a = tile.a;
-    gather_queries<T>(tile, space.panels);
-    Unit::lay_out_queries(tile, space.panels, space.queries);
-    for (int64_t r = 0; tile.begin() && r < tile.height; ++r) take_state(tile, space, r);
-    Segment<T> segment = tile.template segment<T>(tile.start());
-    for (int64_t start = tile.start(); start < tile.end(); start += SEGMENT) {
-        const Segment<T> next = tile.template segment<T>(start + SEGMENT);
-        Unit::attend(tile, space, start, segment, next.count ? next : after);
-        segment.take(next);
-    }
-    for (int64_t r = 0; r < tile.height; ++r) a.kept ? keep_state(tile, space, r) : put_out<Unit, T>(tile, space, r);
-}
-
-// Are all values of positions `from` .. `to` finite?
-template <class T>
-bool are_finite(const Tile& tile, int64_t from, int64_t to) {
-    Vec differences{};
-    for (int64_t start = std::max(tile.begin(), from / SEGMENT * SEGMENT); start < to; start += SEGMENT) {
-        const Segment<T> segment = tile.template segment<T>(start);
-        for (int64_t at = std::max<int64_t>(from - start, 0); at < at_most(to - start, SEGMENT); ++at)
-            for (int64_t i = 0; i < tile.a.width; i += LANES) {
-                const Vec values = segment.load(tile.a.values, at, i);
-                differences += values - values;
-            }
-    }
-    bool found = true;
-    for (int lane = 0; lane < LANES; ++lane) found &= differences[lane] == 0.0F;
-    return found;
-}
-
-// A value weighs nothing for a query that does not see its key; but nothing times what is not finite is not nothing.
-// So where some queries see such a value and others do not, each goes alone.
-template <class T>
-bool may_go_together(const Tile& tile) {
-    int64_t all_from = tile.start(), all_to = tile.end();
-    for (int64_t query = 0; query < tile.count; ++query) {
-        all_from = std::max(all_from, tile.lowest(query * tile.group));
-        all_to = std::min(all_to, tile.positions()[query] + 1);
-    }
-    return are_finite<T>(tile, tile.start(), all_from) && are_finite<T>(tile, all_to, tile.end());
-}
-
-// Number `task` of all tiles and key heads of some sets.
-template <class Unit>
-Tile tile_of(const Attention* sets, int64_t task) {
-    for (; task >= sets->tiles * sets->kv_heads; ++sets) task -= sets->tiles * sets->kv_heads;
-    return Tile(*sets, task / sets->kv_heads, task % sets->kv_heads, Unit::ROWS);
-}
-
-// Sets that do not need each other's states, as one run: the threads share tiles, each with one key head.
-template <class Unit, class T>
-void attend_all(Context& context, const Attention* sets, int64_t count) {
-    int64_t tasks = 0, bytes = 0;
-    for (const Attention* a = sets; a < sets + count; ++a) {
-        tasks += a->tiles * a->kv_heads;
-        bytes = std::max(bytes, Space<Unit>::bytes(*a));
-    }
-    context.reserve_own(bytes);
-    const int threads = context.pool.threads();
-    context.pool.run(tasks, [&](Tasks& all, int thread) {
-        Unit::begin();
-        for (int64_t task = all.take(), following; task >= 0; task = following < 0 ? all.take() : following) {
-            // Early, to know what to fetch; not where another thread would go without.
-            following = all.left() >= threads ? all.take() : -1;
-            const Tile tile = tile_of<Unit>(sets, task), later = tile_of<Unit>(sets, following < 0 ? task : following);
-            const Segment<T> after = later.template segment<T>(following < 0 ? later.end() : later.start());
-            const Space<Unit> space(tile.a, context.own_array<float>(thread));
-            if (tile.count == 1 || may_go_together<T>(tile)) {
-                attend_tile<Unit, T>(tile, space, after);
-                continue;
-            }
-            for (int64_t query = 0; query < tile.count; ++query)
-                attend_tile<Unit, T>(tile.only(query, Unit::ROWS), space, after);
-        }
-        Unit::end();
-    });
 }
 
 // Turns a square of LANES vectors: lane j of vector i becomes lane i of vector j. Stage by stage, halves of size S

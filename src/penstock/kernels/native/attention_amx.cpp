@@ -1,5 +1,5 @@
 // Attention in AMX tiles, for a cache of bfloat16. Queries are what they are in bfloat16; weights are rounded to it.
-#include "attention.h"
+#include "attention_all.h"
 #include "kernels_amx.h"
 #include "tiles.h"
 

@@ -1,6 +1,7 @@
 // Attention with vector instructions: keys, values and weights are float32, whatever the cache holds.
 #pragma once
 
+#include "attention_all.h"
 #include "attention_lanes.h"
 #include "gemm_vector.h"
 

@@ -146,6 +146,7 @@ struct Context {
     Memory rows;              // rows of x, laid out for the kernels
     Memory fused, mixed, hidden;  // what is between the products of a layer
     Memory states;                // what attention keeps of rows from one set of tiles to the next
+    Memory segments;              // what it keeps of long tiles that are shared by threads
     std::vector<Memory> own;  // each thread's
     double layer_seconds[3] = {};  // of each `Part`, since the context was opened
 
