@@ -64,9 +64,7 @@ def add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         ("seed", "N", "names the random numbers of rows without a seed of their own (default: 0)"),
     ):
         run.add_argument(f"--{name}", metavar=metavar, help=text)
-    run.add_argument("--finish-by", metavar="TIME", help="stop at a local time (07:00) or date and time, with all kept")
-    run.add_argument("--max-hours", metavar="HOURS", help="stop so long after the start, such as 1.5, with all kept")
-    run.add_argument("--priority", metavar="FIELD", help="rows with a higher number in metadata.FIELD run first")
+    add_order(run)
     run.add_argument("--errors", type=Path, metavar="FILE", help="error rows once more (default: OUT.errors.jsonl)")
     run.add_argument("--job", type=Path, metavar="PATH", help="the job file, which is the truth (default: OUT.job)")
     for name, text in (
@@ -78,6 +76,13 @@ def add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         ("json", "print the summary as one JSON object, the last line of stdout"),
     ):
         run.add_argument(f"--{name}", action="store_true", help=text)
+
+
+def add_order(run: argparse._ActionsContainer) -> None:
+    """Add what says which rows run first, and until when: `penstock plan` takes it too."""
+    run.add_argument("--finish-by", metavar="TIME", help="stop at a local time (07:00) or date and time, with all kept")
+    run.add_argument("--max-hours", metavar="HOURS", help="stop so long after the start, such as 1.5, with all kept")
+    run.add_argument("--priority", metavar="FIELD", help="rows with a higher number in metadata.FIELD run first")
 
 
 def _run(flags: argparse.Namespace) -> int:

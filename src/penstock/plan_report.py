@@ -6,14 +6,16 @@ from collections.abc import Iterator
 from dataclasses import asdict
 
 from penstock.config import format_bytes
+from penstock.jobs.deadline import Reach
 from penstock.jobs.outlook import Outlook
 from penstock.jobs.progress import duration
 from penstock.profile import Profile
 
 
-def describe_outlook(outlook: Outlook, profile: Profile) -> list[str]:
-    """What will happen, how sure that is, and what would help."""
-    lines = [*_time(outlook, profile), *_rows(outlook), *_cost(outlook)]
+def describe_outlook(outlook: Outlook, profile: Profile, reach: Reach | None = None) -> list[str]:
+    """What will happen, how sure that is, whether it fits before a deadline, and what would help."""
+    fit = [("deadline", reach.describe())] if reach is not None else []
+    lines = [*_time(outlook, profile), *fit, *_rows(outlook), *_cost(outlook)]
     width = max(len(name) for name, _ in lines)
     return [*(f"{name:<{width}}  {text}" for name, text in lines), "", *_advice(outlook)]
 
@@ -77,7 +79,7 @@ def _advice(outlook: Outlook) -> Iterator[str]:
         yield f"{number}. saves {duration(advice.saved_s)} ({advice.saved_share:.0%}): {advice.text}"
 
 
-def outlook_as_json(outlook: Outlook, profile: Profile) -> dict[str, object]:
+def outlook_as_json(outlook: Outlook, profile: Profile, reach: Reach | None = None) -> dict[str, object]:
     """Every number of it."""
     found = outlook.forecast
     times = {name: getattr(outlook, name) for name in ("seconds", "low_s", "high_s", "reading_s")}
@@ -85,6 +87,7 @@ def outlook_as_json(outlook: Outlook, profile: Profile) -> dict[str, object]:
         **outlook.totals._asdict(),
         **times,
         **{name: value for name, value in asdict(found.simulated).items() if name != "seconds"},
+        "deadline": None if reach is None else reach.as_json(),
         "optimal_s": found.optimal_s,
         "optimal_share": outlook.optimal_share,
         "is_certain": outlook.is_certain,
