@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from penstock import config
-from penstock.cli_output import OUT_OF_TIME, failed, say
+from penstock.cli_output import OUT_OF_TIME, failed, same_command, say
 from penstock.errors import ConfigError, OutOfTime
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def _run(flags: argparse.Namespace) -> int:
         except KeyboardInterrupt:
             return failed(flags, "stopped; the same command goes on", around.stop.exit_code)
         except OutOfTime as error:
-            return failed(flags, f"{error}\n{_to_go_on()}", OUT_OF_TIME)
+            return failed(flags, f"{error}\nto go on: {same_command()}", OUT_OF_TIME)
     code = 1 if flags.fail_on_error and summary.failed and not summary.exit_code else summary.exit_code
     _show_summary(summary, flags, code)
     return code
@@ -158,15 +158,9 @@ def _show_summary(summary: Summary, flags: argparse.Namespace, code: int) -> Non
     for note in summary.late_notes:
         say(f"note: {note}", sys.stderr)
     if summary.stopped is not None:
-        say(f"penstock: {summary.stopped}\n{_to_go_on()}", sys.stderr)
+        say(f"penstock: {summary.stopped}\nto go on: {same_command()}", sys.stderr)
     if flags.json:
         say(json.dumps({**summary.as_json(), "exit_code": code}))
-
-
-def _to_go_on() -> str:
-    import shlex
-
-    return f"to go on: {shlex.join(['penstock', *sys.argv[1:]])}"
 
 
 def process_start_s() -> float | None:

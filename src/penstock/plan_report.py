@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 
 from penstock.config import format_bytes
+from penstock.disturbance import describe_disturbance
 from penstock.jobs.deadline import Reach
 from penstock.jobs.outlook import Outlook
 from penstock.jobs.progress import duration
@@ -32,6 +33,9 @@ def _time(outlook: Outlook, profile: Profile) -> Iterator[tuple[str, str]]:
     yield "", f"{lengths}; {simulated}"
     reading = f"{duration(outlook.reading_s)} of reading and planning"
     yield "", f"by the profile of {profile.measured_at[:10]}; {reading} is in it, loading the model is not"
+    disturbed = describe_disturbance(profile)
+    if disturbed is not None:
+        yield "", disturbed
     least, share = found.optimal_s, outlook.optimal_share
     if least is None or share is None:
         yield "optimal", "not known: the limits of this machine were not measured"
@@ -98,5 +102,10 @@ def outlook_as_json(outlook: Outlook, profile: Profile, reach: Reach | None = No
         "money": outlook.money,
         "energy_kwh": outlook.energy_kwh,
         "advice": [advice._asdict() for advice in outlook.advice],
-        "profile": {"measured_at": profile.measured_at, "error": profile.error, **profile.about},
+        "profile": {
+            "measured_at": profile.measured_at,
+            "error": profile.error,
+            "disturbed": describe_disturbance(profile),
+            **profile.about,
+        },
     }

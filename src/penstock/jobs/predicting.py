@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from penstock.cost import layer_elements
+from penstock.disturbance import describe_disturbance
 from penstock.forecast import GENERATIONS, Limits, forecast
 from penstock.jobs.loading import Loaded
 from penstock.jobs.outlook import PlannedJob
@@ -45,7 +46,12 @@ def predict(
         if reason is not None:
             tell(f"{reason} and the model's speed here is not known yet: measuring it")
             terms = loaded.measure.terms()
-    return None if terms is None else _predict(plan, store, input_file, terms)
+    if terms is None:
+        return None
+    disturbed = describe_disturbance(terms.profile)
+    if disturbed is not None:
+        tell(disturbed)
+    return _predict(plan, store, input_file, terms)
 
 
 def _why_measure(plan: PlanFile, spec: DecoderSpec, left_s: float | None) -> str | None:
