@@ -15,8 +15,8 @@ import pytest
 
 from penstock.errors import ConfigError, OutOfTime
 from penstock.jobs import planning
-from penstock.jobs.deadline import Deadline, describe_fit, next_time, read_deadline, read_hours
-from penstock.jobs.timeline import Prediction
+from penstock.jobs.deadline import Deadline, next_time, read_deadline, read_hours
+from penstock.jobs.timeline import PredictedAt, Prediction
 from penstock.protocol import BatchRow
 from penstock.request import Request
 from tests.job_runs import (
@@ -101,26 +101,44 @@ def test_the_earlier_one_counts_on_the_clock_of_the_process() -> None:
 
 
 def taking(seconds: float, low_s: float, high_s: float) -> Prediction:
-    return Prediction(10, seconds, low_s, high_s, None, 100, 0, 100)
+    curve = tuple(PredictedAt(seconds * n / 5, 2 * n) for n in range(1, 6))
+    return Prediction(10, seconds, low_s, high_s, None, 100, 0, 100, curve=curve)
 
 
 @pytest.mark.parametrize(
-    ("prediction", "expected"),
+    ("prediction", "fits", "rows", "expected"),
     [
-        (taking(1800.0, 1500.0, 2400.0), "is expected to take 30m00s (25m00s to 40m00s), so it fits"),
-        (taking(3000.0, 2700.0, 3700.0), "so it may not fit: what is not done by then stays"),
-        (taking(7200.0, 6000.0, 9000.0), "so it does not fit, and about 50% of it will be done: what is not done"),
-        (None, "how long this job takes is not known, so neither is whether it fits: what is not done by then stays"),
+        (taking(1800, 1500, 2400), True, (10, 0), "is expected to take 30m00s (25m00s to 40m00s), so it fits"),
+        (taking(3000, 2700, 3700), None, (10, 0), "so it may not fit: what is not done by then stays for the same"),
+        (
+            taking(4000, 3500, 4500),
+            None,
+            (8, 2),
+            "so it may not fit: about 8 of 10 rows are expected to be done by then, and 2 to stay for the same",
+        ),
+        (
+            taking(7200, 6000, 9000),
+            False,
+            (4, 6),
+            "so it does not fit: about 4 of 10 rows are expected to be done by then, and 6 to stay for the same",
+        ),
+        (None, None, (None, None), "is not known, so neither is whether it fits: what is not done by then stays for"),
     ],
 )
-def test_what_is_said_before_the_start(prediction: Prediction | None, expected: str) -> None:
-    said = describe_fit(Deadline(4600.0, "--finish-by 23:00"), prediction, now_s=1000.0)
-    assert said.startswith("--finish-by 23:00 is in 1h00m; ")
-    assert expected in said
+def test_what_is_said_before_the_start(
+    prediction: Prediction | None, fits: bool | None, rows: tuple[int | None, int | None], expected: str
+) -> None:
+    found = Deadline(4600.0, "--finish-by 23:00").reach(prediction, now_s=1000.0)
+    assert found.describe().startswith("--finish-by 23:00 is in 1h00m; ")
+    assert expected in found.describe()
+    assert (found.fits, found.rows_done, found.rows_later) == (fits, *rows)
+    assert found.as_json()["said"] == found.describe()
 
 
 def test_a_deadline_that_passed_while_the_model_was_loaded_is_said() -> None:
-    assert "has passed before the first row" in describe_fit(Deadline(5.0, "--max-hours 0.1"), None, now_s=6.0)
+    passed = Deadline(5.0, "--max-hours 0.1").reach(taking(3.0, 2.0, 4.0), now_s=6.0)
+    assert "has passed before the first row" in passed.describe()
+    assert (passed.fits, passed.rows_done, passed.rows_later) == (False, 0, 10)
 
 
 def rows(folder: Path, count: int) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from penstock import doctor
 from penstock.config import Machine, Settings
+from penstock.disturbance import MOST_SHARE
 from penstock.profile import Point
 from penstock.profile_report import decoding_work, describe_profile
 from penstock.profile_store import keep_profile, path_of, profile_folder
@@ -59,6 +60,9 @@ def test_measuring_makes_a_profile_that_run_and_plan_then_use(tmp_path: Path) ->
     found = json.loads(done.stdout.splitlines()[-1])
     assert Path(found["path"]).is_file()
     assert found["profile"]["error"] < 1
+    stolen, others = found["profile"]["disturbance"]
+    assert 0 <= stolen + others <= 1
+    assert (found["disturbed"] is not None) is (stolen + others > MOST_SHARE)
     shown = run_doctor(cache=tmp_path)
     assert f"knee at {found['knee_tokens']} tokens" in shown.stdout
     rows = tmp_path / "in.jsonl"
@@ -141,4 +145,6 @@ def test_a_profile_is_shown_with_its_knee_and_its_limits() -> None:
     assert "of this machine's" in text
     none = replace(profile(), rates=profile().rates._replace(flops_per_s=None))
     assert "(the machine's limit was not measured)" in "\n".join(describe_profile(none, SPEC, config()))
+    noisy = describe_profile(replace(profile(), spread=0.25), SPEC, config())
+    assert noisy[-1].endswith("over 0 steps); the steps took 25% longer than at their fastest.")
     assert profile().seconds(decoding_work(4, 64)) == 1.25

@@ -24,7 +24,7 @@ DECISIONS = {
 }
 # and models.*, kernels.*
 TENSORS = {"kv", "device", "executor", "pages", "sampling", "tiling", "weights", "tokenizer", "checkpoint"}
-ENGINE = {"engine", "forecast", "intake", "measuring", "profile_store", "simulation"}
+ENGINE = {"disturbance", "engine", "forecast", "intake", "measuring", "profile_store", "simulation"}
 SURFACES = {
     *("cli", "cli_bench", "cli_doctor", "cli_jobs", "cli_output", "cli_plan", "cli_run", "llm", "__main__"),
     *("doctor", "plan_report", "profile_report", "profiling"),

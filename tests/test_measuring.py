@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import replace
+
 import pytest
 
+from penstock.disturbance import CpuTimes
 from penstock.measuring import FULL, QUICK, Effort, Sheet, Size, measure, powers_to, sample_knots, size_of, unmeasured
 from penstock.measuring import synthetic_steps as steps_of
-from penstock.profile import Prices, Profile, Rates, work_of
+from penstock.profile import Point, Prices, Profile, Rates, work_of
 from penstock.simulation import Terms
 from penstock.step import StepPlan, StepResult, Ticket
 from tests.profiles import BLOCK_BYTES, KV_BYTES, SPEC, config, profile
@@ -15,7 +19,7 @@ SIZE = Size(tokens=64, sequences=8, blocks=200, block_tokens=4, context=100)
 
 
 class Pretended:
-    """An executor whose steps take what a profile says, on a clock of its own; every third pass is disturbed."""
+    """An executor whose steps take what a profile says, on a clock of its own."""
 
     def __init__(self, truth: Profile) -> None:
         self.truth = truth
@@ -38,7 +42,18 @@ def test_what_an_executor_takes_is_found() -> None:
     truth = profile(prices=Prices(0.05, 0.2, 0.1, 0.3, 1e-3, 3e-4, 5e-4, 2e-5))
     executor = Pretended(truth)
     terms = Terms(SPEC, config(), unmeasured({"model": "tiny"}, {}))
-    found = measure(executor, terms, size=SIZE, effort=Effort(3, 3, 0, 64), clock=executor.clock, rates=Rates(1e9, 1e9))
+    counts = iter([CpuTimes(0.0, 0.0, 0.0, 0.0), CpuTimes(100.0, 5.0, 90.0, 60.0)])
+    found = measure(
+        executor,
+        terms,
+        size=SIZE,
+        effort=Effort(3, 3, 0, 64),
+        clock=executor.clock,
+        cpu=counts.__next__,
+        rates=Rates(1e9, 1e9),
+    )
+    assert found.disturbance == pytest.approx((0.05, 0.3))
+    assert found.spread == pytest.approx(0.0)
     assert found.error < 1e-3
     assert (found.about, found.rates, found.decide_s) == ({"model": "tiny"}, Rates(1e9, 1e9), 0.0)
     for plan in steps_of(Sheet(SIZE, vocab=100, seed=5), SIZE):
@@ -46,11 +61,37 @@ def test_what_an_executor_takes_is_found() -> None:
     assert executor.written >= set(range(200)) - {0} or len(executor.written) >= 199
 
 
+class Uneven(Pretended):
+    """A step takes as long as it should, half as long again, and twice as long, in turn."""
+
+    def __init__(self, truth: Profile) -> None:
+        super().__init__(truth)
+        self.seen: Counter[StepPlan] = Counter()
+
+    def submit(self, plan: StepPlan) -> Ticket:
+        self.now_s += self.truth.step_s(plan) * (self.seen[plan] % 3) / 2
+        self.seen[plan] += 1
+        return super().submit(plan)
+
+
+def test_how_far_repeated_steps_lie_apart_is_noted() -> None:
+    fast = replace(profile(), tokens=(Point(1, 0.001), Point(64, 0.031)), samples=(Point(1, 0.001),))
+    executor, effort = Uneven(fast), Effort(3, 3, 0, 64)
+    terms = Terms(SPEC, config(), unmeasured({}, {}))
+    found = measure(
+        executor, terms, size=SIZE, effort=effort, clock=executor.clock, cpu=lambda: None, rates=Rates(1e9, 1e9)
+    )
+    assert found.spread == pytest.approx(0.5)
+
+
 def test_what_was_reached_is_no_limit() -> None:
     executor = Pretended(profile())
     terms = Terms(SPEC, config(), unmeasured({}, {}))
     effort = Effort(1, 1, 0, 64)
-    found = measure(executor, terms, size=SIZE, effort=effort, clock=executor.clock, rates=Rates(1.0, None))
+    found = measure(
+        executor, terms, size=SIZE, effort=effort, clock=executor.clock, cpu=lambda: None, rates=Rates(1.0, None)
+    )
+    assert found.disturbance is None
     layers = 3 * (8 * 2 * (2 * 4 + 2 * 2) + 3 * 8 * 16)  # elements: q and out, k and v; gate and up and down
     assert found.rates.flops_per_s == pytest.approx(2 * layers * 4, rel=1e-3)  # four tokens a second at best
     assert found.rates.bytes_per_s is None

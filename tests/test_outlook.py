@@ -18,6 +18,7 @@ from penstock.jobs.plan_file import remove_plan
 from penstock.jobs.planning import Planning, make_plan
 from penstock.outlines import Outline, Outlines, Sums
 from penstock.plan_report import describe_outlook, outlook_as_json
+from penstock.profile import Disturbance
 from penstock.protocol import BatchRow, Message, parse_row
 from penstock.request import Request, SamplingParams, TokenSpan
 from penstock.simulation import SimRow, Terms
@@ -262,6 +263,9 @@ def test_what_is_told_and_what_programs_get(tmp_path: Path) -> None:
     assert "2; 0 cannot be answered" in text
     assert "money" in text
     assert "kWh" in text
+    assert "while the profile was measured" not in text
+    disturbed = replace(profile(), disturbance=Disturbance(0.0, 0.5))
+    assert any("while the profile was measured, 50% of" in line for line in describe_outlook(found, disturbed))
     raw = json.loads(json.dumps(outlook_as_json(found, profile())))
     assert (raw["rows"], raw["bad_rows"], raw["is_certain"]) == (2, 0, False)
     assert raw["low_s"] < raw["seconds"] < raw["high_s"]

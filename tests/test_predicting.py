@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import signal
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from io import StringIO
 from pathlib import Path
 
 import pytest
 
 from penstock.jobs.loading import Loaded, Measure
+from penstock.jobs.progress import Watch
+from penstock.jobs.runner import run
 from penstock.jobs.stopping import StopSignals
 from penstock.jobs.store import Store
 from penstock.jobs.timeline import histories
+from penstock.profile import Disturbance
 from penstock.simulation import Terms
-from tests.job_runs import ToyEngine, ToyModel, job_at, row, run_job, write_rows
-from tests.profiles import SPEC, terms
+from tests.job_runs import ToyEngine, ToyModel, job_at, row, run_job, surroundings, write_rows
+from tests.profiles import SPEC, profile, terms
 
 
 class MeasuredModel(ToyModel):
@@ -62,6 +66,28 @@ def test_a_resumed_run_is_predicted_for_what_is_left(tmp_path: Path) -> None:
     assert after.rows == 21 - first.done
     assert after.output_tokens < before.output_tokens
     assert after.predicted_s < before.predicted_s
+
+
+@dataclass
+class DisturbedModel(ToyModel):
+    """A toy model that was measured on a machine that others used too."""
+
+    disturbance: Disturbance | None = None
+
+    def load(self, job_seed: int) -> Loaded:
+        measured = replace(profile(), disturbance=self.disturbance)
+        return super().load(job_seed)._replace(terms=terms()._replace(profile=measured))
+
+
+@pytest.mark.parametrize(("found", "count"), [(None, 0), (Disturbance(0.01, 0.02), 0), (Disturbance(0.2, 0.3), 1)])
+def test_that_a_profile_was_disturbed_is_said_before_the_first_row(
+    tmp_path: Path, found: Disturbance | None, count: int
+) -> None:
+    rows(tmp_path)
+    shown = StringIO()
+    run(job_at(tmp_path), lambda: DisturbedModel(disturbance=found), surroundings()._replace(watch=Watch(shown)))
+    said = "so its times may be too long, by a factor of about 2.0"
+    assert shown.getvalue().count(said) == count
 
 
 class NewMeasure(Measure):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 from penstock import profile_store
 from penstock.config import EngineConfig
+from penstock.profile import Disturbance
 from penstock.profile_store import (
     about,
     about_config,
@@ -32,10 +34,21 @@ def test_a_profile_is_found_again_and_no_other(tmp_path: Path) -> None:
     kept = replace(profile(), about=known())
     assert keep_profile(kept, folder=tmp_path).parent == tmp_path
     assert find_profile(known(), folder=tmp_path) == kept
+    disturbed = replace(kept, disturbance=Disturbance(0.1, 0.2), spread=0.3)
+    keep_profile(disturbed, folder=tmp_path)
+    assert find_profile(known(), folder=tmp_path) == disturbed
+    keep_profile(kept, folder=tmp_path)
     others: list[dict[str, object]] = [{"threads": 1}, {"dtype": "float32"}, {"max_isa": "avx2"}]
     for other in others:
         assert find_profile(known(**other), folder=tmp_path) is None
     assert [one.profile for one in kept_profiles(folder=tmp_path)] == [kept]
+
+
+def test_a_profile_of_before_disturbances_were_noted_is_read(tmp_path: Path) -> None:
+    raw = json.loads(replace(profile(), about=known()).dumps())
+    del raw["disturbance"], raw["spread"]
+    path_of(known(), folder=tmp_path).write_text(json.dumps(raw))
+    assert find_profile(known(), folder=tmp_path) == replace(profile(), about=known())
 
 
 def test_another_model_shape_processor_or_library_is_another_profile(

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from penstock import config
-from penstock.cli_output import say
+from penstock.cli_output import same_command, say
 from penstock.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 EPILOG = """\
 --measure runs a model's steps on this machine, for under a minute, and keeps what they take. `penstock plan` predicts
-with it, and `penstock run` takes its token budget from it (and says so). Keep the machine idle meanwhile.
+with it, and `penstock run` takes its token budget from it (and says so). Keep the machine idle meanwhile: where it was
+not, that is said, and kept with what was measured.
 
 exit codes: 0 all is well; 1 something is not; 2 refused, nothing done; 3 the measuring failed
 """
@@ -77,6 +78,7 @@ def _line(finding: Finding) -> str:
 
 def _measure(flags: argparse.Namespace, settings: config.Settings) -> int:
     from penstock.checkpoint import find_checkpoint
+    from penstock.disturbance import describe_disturbance
     from penstock.jobs.loading import resolve_here
     from penstock.measuring import FULL, QUICK
     from penstock.profile_report import describe_profile
@@ -88,9 +90,11 @@ def _measure(flags: argparse.Namespace, settings: config.Settings) -> int:
     profile = measure_profile(
         checkpoint, resolved.config, effort=QUICK if flags.quick else FULL, tell=lambda text: say(text, sys.stderr)
     )
-    path, knee = path_of(profile.about), profile.knee()
+    path, knee, disturbed = path_of(profile.about), profile.knee(), describe_disturbance(profile, same_command())
     if flags.json:
-        say(json.dumps({"path": str(path), "knee_tokens": knee.tokens, "profile": asdict(profile), "exit_code": 0}))
+        found = {"path": str(path), "knee_tokens": knee.tokens, "disturbed": disturbed, "profile": asdict(profile)}
+        say(json.dumps({**found, "exit_code": 0}))
     else:
-        say("\n".join([*describe_profile(profile, checkpoint.spec, resolved.config), f"Kept in {path}"]))
+        note = [] if disturbed is None else [f"note: {disturbed}"]
+        say("\n".join([*describe_profile(profile, checkpoint.spec, resolved.config), f"Kept in {path}", *note]))
     return 0

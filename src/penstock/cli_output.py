@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 from typing import TextIO
 
@@ -30,3 +31,8 @@ def say(text: str, stream: TextIO | None = None) -> None:
     except OSError:
         if stream is sys.stdout:
             raise  # a summary that was asked for and does not arrive is a failure; a closed terminal is not
+
+
+def same_command() -> str:
+    """The command that this process was started with, to be typed again."""
+    return shlex.join(["penstock", *sys.argv[1:]])

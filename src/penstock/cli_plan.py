@@ -17,20 +17,26 @@ from typing import TYPE_CHECKING
 
 from penstock import config
 from penstock.cli_output import say
+from penstock.cli_run import add_order
 from penstock.errors import ConfigError
 
 if TYPE_CHECKING:
     from penstock.checkpoint import Checkpoint
+    from penstock.jobs.deadline import Deadline
+    from penstock.jobs.outlook import Outlook
+    from penstock.jobs.tokenizing import Setup
     from penstock.profile import Profile
+    from penstock.simulation import Terms
 
 EPILOG = """\
 Nothing is computed and nothing is written beside the input. The time is what it took to read the rows here, and that of
 the engine, simulated step by step with what this machine was measured to take. Where no profile of the model is kept
 yet, one is measured first, quickly (`penstock doctor --measure` does it thoroughly). The optimal time is what no plan
 of these rows can beat here, whatever its memory: distinct tokens computed once, all answers drawn together, arithmetic
-and memory at their limits.
+and memory at their limits. With --finish-by or --max-hours, it is said whether a run that starts now fits before that
+time and, if not, how many rows will be done and how many stay for later.
 
-exit codes: 0 planned; 2 refused, nothing done; 3 the measuring failed
+exit codes: 0 planned, whether it fits before a deadline or not; 2 refused, nothing done; 3 the measuring failed
 """
 
 
@@ -58,6 +64,7 @@ def add_plan(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         plan.add_argument(f"--{name}", metavar=metavar, help=text)
     plan.add_argument("--price-per-hour", type=_amount, metavar="N", help="what an hour of this machine costs")
     plan.add_argument("--watts", type=_amount, metavar="N", help="what this machine draws while it computes")
+    add_order(plan.add_argument_group("options of the run that is planned"))
     plan.add_argument("--json", action="store_true", help="everything as one JSON object, the last line of stdout")
 
 
@@ -75,10 +82,10 @@ def _plan(flags: argparse.Namespace) -> int:
         raise ConfigError("no model was named; give --model FOLDER, --model HUB/ID or --model demo")
     if not flags.input.is_file():
         raise ConfigError(f"the input {flags.input} is not there, or no regular file; name a file of rows")
+    _deadline(flags)  # what cannot be read is refused before anything else is
     from penstock.checkpoint import find_checkpoint
     from penstock.jobs.loading import CheckpointModel
-    from penstock.jobs.outlook import Price, look_ahead
-    from penstock.jobs.planning import Planning, make_plan, num_cores, spare_bytes, with_rows
+    from penstock.jobs.planning import with_rows
     from penstock.plan_report import describe_outlook, outlook_as_json
     from penstock.simulation import Terms
 
@@ -86,7 +93,33 @@ def _plan(flags: argparse.Namespace) -> int:
     model = CheckpointModel(checkpoint, with_rows(settings, flags.input))
     profile = _profile(checkpoint, model.resolved().config)
     resolved = model.resolved()  # with the knee of the profile
-    setup = model.setup(settings.seed or 0)
+    terms = Terms(checkpoint.spec, resolved.config, profile)
+    outlook = _look_ahead(flags, model.setup(settings.seed or 0), terms, settings.memory_bytes)
+    deadline = _deadline(flags)
+    reach = None if deadline is None else deadline.reach(outlook.prediction, now_s=0.0)
+    chosen = {choice.name: f"{choice.value} ({choice.source})" for choice in resolved.choices}
+    if flags.json:
+        say(json.dumps({**outlook_as_json(outlook, profile, reach), "settings": chosen, "exit_code": 0}))
+        return 0
+    say("\n".join(describe_outlook(outlook, profile, reach)))
+    return 0
+
+
+def _deadline(flags: argparse.Namespace) -> Deadline | None:
+    """When a run that starts now stops by itself, in seconds from now."""
+    from datetime import datetime
+
+    from penstock.jobs.deadline import read_deadline
+
+    now = datetime.now().astimezone()
+    return read_deadline(flags.finish_by, flags.max_hours, now=now, now_s=0.0, started_s=0.0)
+
+
+def _look_ahead(flags: argparse.Namespace, setup: Setup, terms: Terms, memory_bytes: int | None) -> Outlook:
+    """Plan the job in a temporary folder, and see what it will take."""
+    from penstock.jobs.outlook import Price, look_ahead
+    from penstock.jobs.planning import Planning, describe_unranked, make_plan, num_cores, spare_bytes
+
     with tempfile.TemporaryDirectory(prefix="penstock-plan-") as folder:
         planning = Planning(
             flags.input,
@@ -94,7 +127,8 @@ def _plan(flags: argparse.Namespace) -> int:
             "only looked at",
             num_cores(),
             lambda rows: None,
-            spare_bytes=spare_bytes(settings.memory_bytes),
+            priority=flags.priority,
+            spare_bytes=spare_bytes(memory_bytes),
             note=_tell,
         )
         started_s = time.monotonic()
@@ -104,20 +138,18 @@ def _plan(flags: argparse.Namespace) -> int:
             outlook = look_ahead(
                 plan,
                 flags.input,
-                terms=Terms(checkpoint.spec, resolved.config, profile),
+                terms=terms,
                 setup=setup,
                 price=Price(flags.price_per_hour, flags.watts),
                 reading_s=reading_s,
-                memory_bytes=settings.memory_bytes,
+                memory_bytes=memory_bytes,
             )
+            unranked = describe_unranked(plan, flags.priority)
     if lost:
         _tell(f"a process that tokenized died; its {lost} rows are not in these numbers")
-    chosen = {choice.name: f"{choice.value} ({choice.source})" for choice in resolved.choices}
-    if flags.json:
-        say(json.dumps({**outlook_as_json(outlook, profile), "settings": chosen, "exit_code": 0}))
-        return 0
-    say("\n".join(describe_outlook(outlook, profile)))
-    return 0
+    if unranked is not None:
+        _tell(unranked)
+    return outlook
 
 
 def _profile(checkpoint: Checkpoint, wanted: config.EngineConfig) -> Profile:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from penstock import config
-from penstock.cli_output import OUT_OF_TIME, failed, say
+from penstock.cli_output import OUT_OF_TIME, failed, same_command, say
 from penstock.errors import ConfigError, OutOfTime
 
 if TYPE_CHECKING:
@@ -64,9 +64,7 @@ def add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         ("seed", "N", "names the random numbers of rows without a seed of their own (default: 0)"),
     ):
         run.add_argument(f"--{name}", metavar=metavar, help=text)
-    run.add_argument("--finish-by", metavar="TIME", help="stop at a local time (07:00) or date and time, with all kept")
-    run.add_argument("--max-hours", metavar="HOURS", help="stop so long after the start, such as 1.5, with all kept")
-    run.add_argument("--priority", metavar="FIELD", help="rows with a higher number in metadata.FIELD run first")
+    add_order(run)
     run.add_argument("--errors", type=Path, metavar="FILE", help="error rows once more (default: OUT.errors.jsonl)")
     run.add_argument("--job", type=Path, metavar="PATH", help="the job file, which is the truth (default: OUT.job)")
     for name, text in (
@@ -78,6 +76,13 @@ def add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         ("json", "print the summary as one JSON object, the last line of stdout"),
     ):
         run.add_argument(f"--{name}", action="store_true", help=text)
+
+
+def add_order(run: argparse._ActionsContainer) -> None:
+    """Add what says which rows run first, and until when: `penstock plan` takes it too."""
+    run.add_argument("--finish-by", metavar="TIME", help="stop at a local time (07:00) or date and time, with all kept")
+    run.add_argument("--max-hours", metavar="HOURS", help="stop so long after the start, such as 1.5, with all kept")
+    run.add_argument("--priority", metavar="FIELD", help="rows with a higher number in metadata.FIELD run first")
 
 
 def _run(flags: argparse.Namespace) -> int:
@@ -97,7 +102,7 @@ def _run(flags: argparse.Namespace) -> int:
         except KeyboardInterrupt:
             return failed(flags, "stopped; the same command goes on", around.stop.exit_code)
         except OutOfTime as error:
-            return failed(flags, f"{error}\n{_to_go_on()}", OUT_OF_TIME)
+            return failed(flags, f"{error}\nto go on: {same_command()}", OUT_OF_TIME)
     code = 1 if flags.fail_on_error and summary.failed and not summary.exit_code else summary.exit_code
     _show_summary(summary, flags, code)
     return code
@@ -153,15 +158,9 @@ def _show_summary(summary: Summary, flags: argparse.Namespace, code: int) -> Non
     for note in summary.late_notes:
         say(f"note: {note}", sys.stderr)
     if summary.stopped is not None:
-        say(f"penstock: {summary.stopped}\n{_to_go_on()}", sys.stderr)
+        say(f"penstock: {summary.stopped}\nto go on: {same_command()}", sys.stderr)
     if flags.json:
         say(json.dumps({**summary.as_json(), "exit_code": code}))
-
-
-def _to_go_on() -> str:
-    import shlex
-
-    return f"to go on: {shlex.join(['penstock', *sys.argv[1:]])}"
 
 
 def process_start_s() -> float | None:

@@ -2,13 +2,14 @@
 
 Owns which steps are run. They are random token ids at random places of the KV memory: prompts of every length, decoding
 with short, long and shared contexts, later pieces of prompts, mixtures, copies, ways to draw. The executor, what
-`about` says of it and the clock are passed in.
+`about` says of it and the clocks are passed in.
 One idea: passes over all steps, not repetitions of one, so that what disturbs the machine for a second disturbs one
 pass of a step, and the median of its passes leaves it out.
 """
 
 from __future__ import annotations
 
+import math
 import random
 import statistics
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ from typing import NamedTuple
 
 from penstock.config import ELEMENT_BYTES, EngineConfig
 from penstock.cost import layer_elements
+from penstock.disturbance import CpuTimes, disturbance
 from penstock.models.spec import DecoderSpec
 from penstock.profile import Measured, Prices, Profile, Rates, fit, queries_of_tile, work_of
 from penstock.request import SamplingParams
@@ -33,6 +35,7 @@ CUT = replace(DRAWN, top_p=0.9)
 COPIES_AT_ONCE = 64
 
 Clock = Callable[[], float]
+CpuClock = Callable[[], CpuTimes | None]
 
 
 class Effort(NamedTuple):
@@ -160,16 +163,21 @@ def sample_knots(most: int) -> list[int]:
 # --- running them
 
 
-def measure(executor: Executor, terms: Terms, *, size: Size, effort: Effort, clock: Clock, rates: Rates) -> Profile:
+def measure(
+    executor: Executor, terms: Terms, *, size: Size, effort: Effort, clock: Clock, cpu: CpuClock, rates: Rates
+) -> Profile:
     """Run the steps and fit the profile. `terms.profile` says what is measured; its times are not looked at."""
     spec, config, known = terms
     sheet = Sheet(size, vocab=spec.vocab)
     _fill(executor, sheet, size)
     plans = list(synthetic_steps(sheet, size))
+    before = cpu()
     times = _run_passes(executor, plans, effort=effort, clock=clock)
+    disturbed = disturbance(before, cpu())
     width = queries_of_tile(spec.heads, spec.kv_heads)
     works = [work_of(plan, block_tokens=config.block_tokens, tile_queries=width) for plan in plans]
     measured = [Measured(work, statistics.median(some)) for work, some in zip(works, times, strict=True)]
+    fastest_s = math.fsum(map(min, times))
     found = fit(measured, token_knots=powers_to(size.tokens), sample_knots=sample_knots(size.sequences))
     fitted = replace(
         known,
@@ -178,6 +186,8 @@ def measure(executor: Executor, terms: Terms, *, size: Size, effort: Effort, clo
         tile_queries=width,
         rates=rates,
         measured=tuple(measured),
+        disturbance=disturbed,
+        spread=math.fsum(step.seconds for step in measured) / fastest_s - 1,
         **found._asdict(),
     )
     fitted = replace(fitted, rates=_reached(fitted, spec, config))

@@ -6,14 +6,17 @@ from collections.abc import Iterator
 from dataclasses import asdict
 
 from penstock.config import format_bytes
+from penstock.disturbance import describe_disturbance
+from penstock.jobs.deadline import Reach
 from penstock.jobs.outlook import Outlook
 from penstock.jobs.progress import duration
 from penstock.profile import Profile
 
 
-def describe_outlook(outlook: Outlook, profile: Profile) -> list[str]:
-    """What will happen, how sure that is, and what would help."""
-    lines = [*_time(outlook, profile), *_rows(outlook), *_cost(outlook)]
+def describe_outlook(outlook: Outlook, profile: Profile, reach: Reach | None = None) -> list[str]:
+    """What will happen, how sure that is, whether it fits before a deadline, and what would help."""
+    fit = [("deadline", reach.describe())] if reach is not None else []
+    lines = [*_time(outlook, profile), *fit, *_rows(outlook), *_cost(outlook)]
     width = max(len(name) for name, _ in lines)
     return [*(f"{name:<{width}}  {text}" for name, text in lines), "", *_advice(outlook)]
 
@@ -30,6 +33,9 @@ def _time(outlook: Outlook, profile: Profile) -> Iterator[tuple[str, str]]:
     yield "", f"{lengths}; {simulated}"
     reading = f"{duration(outlook.reading_s)} of reading and planning"
     yield "", f"by the profile of {profile.measured_at[:10]}; {reading} is in it, loading the model is not"
+    disturbed = describe_disturbance(profile)
+    if disturbed is not None:
+        yield "", disturbed
     least, share = found.optimal_s, outlook.optimal_share
     if least is None or share is None:
         yield "optimal", "not known: the limits of this machine were not measured"
@@ -77,7 +83,7 @@ def _advice(outlook: Outlook) -> Iterator[str]:
         yield f"{number}. saves {duration(advice.saved_s)} ({advice.saved_share:.0%}): {advice.text}"
 
 
-def outlook_as_json(outlook: Outlook, profile: Profile) -> dict[str, object]:
+def outlook_as_json(outlook: Outlook, profile: Profile, reach: Reach | None = None) -> dict[str, object]:
     """Every number of it."""
     found = outlook.forecast
     times = {name: getattr(outlook, name) for name in ("seconds", "low_s", "high_s", "reading_s")}
@@ -85,6 +91,7 @@ def outlook_as_json(outlook: Outlook, profile: Profile) -> dict[str, object]:
         **outlook.totals._asdict(),
         **times,
         **{name: value for name, value in asdict(found.simulated).items() if name not in ("seconds", "ends_s")},
+        "deadline": None if reach is None else reach.as_json(),
         "optimal_s": found.optimal_s,
         "optimal_share": outlook.optimal_share,
         "is_certain": outlook.is_certain,
@@ -95,5 +102,10 @@ def outlook_as_json(outlook: Outlook, profile: Profile) -> dict[str, object]:
         "money": outlook.money,
         "energy_kwh": outlook.energy_kwh,
         "advice": [advice._asdict() for advice in outlook.advice],
-        "profile": {"measured_at": profile.measured_at, "error": profile.error, **profile.about},
+        "profile": {
+            "measured_at": profile.measured_at,
+            "error": profile.error,
+            "disturbed": describe_disturbance(profile),
+            **profile.about,
+        },
     }

@@ -82,6 +82,18 @@ class Rates(NamedTuple):
 NO_RATES = Rates()
 
 
+class Disturbance(NamedTuple):
+    """What of the processors' time was taken from the steps while they were measured, as shares of it."""
+
+    stolen: float
+    others: float
+
+    @property
+    def share(self) -> float:
+        """All of it."""
+        return self.stolen + self.others
+
+
 @dataclass(frozen=True, slots=True)
 class Profile:
     """The times of one model on one machine.
@@ -93,6 +105,8 @@ class Profile:
         decide_s: seconds of planning and commit for each chunk of a step, beside the executor's own.
         error: root of the mean square of the fit's relative errors.
         measured: the steps that the fit rests on.
+        disturbance: what else the machine did meanwhile; None: not known.
+        spread: how much longer than their fastest times those taken are, over all steps; None: not known.
     """
 
     about: dict[str, str]
@@ -107,6 +121,8 @@ class Profile:
     error: float = 0.0
     rates: Rates = NO_RATES
     measured: tuple[Measured, ...] = field(default=(), repr=False)
+    disturbance: Disturbance | None = None
+    spread: float | None = None
 
     def step_s(self, plan: StepPlan) -> float:
         """The seconds that a step takes."""
@@ -143,7 +159,13 @@ class Profile:
             raw = json.loads(text)
             curves = {name: tuple(Point(*point) for point in raw[name]) for name in ("tokens", "samples")}
             measured = tuple(Measured(Work(*work), seconds) for work, seconds in raw["measured"])
-            known = {"prices": Prices(*raw["prices"]), "rates": Rates(*raw["rates"]), "measured": measured}
+            disturbance = Disturbance(*raw["disturbance"]) if raw.get("disturbance") else None
+            known = {
+                "disturbance": disturbance,
+                "prices": Prices(*raw["prices"]),
+                "rates": Rates(*raw["rates"]),
+                "measured": measured,
+            }
             return Profile(**raw | curves | known)
         except (TypeError, KeyError) as error:
             raise ValueError(f"this is no profile: {error}") from None

@@ -23,7 +23,8 @@ def describe_profile(profile: Profile, spec: DecoderSpec, config: EngineConfig) 
         *_decoding(profile, spec, config),
         "",
         *_limits(profile, spec),
-        f"The fit's relative error is {profile.error:.1%} (root mean square over {len(profile.measured)} steps).",
+        f"The fit's relative error is {profile.error:.1%} (root mean square over {len(profile.measured)} steps)"
+        + ("." if profile.spread is None else f"; the steps took {profile.spread:.0%} longer than at their fastest."),
     ]
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from penstock.bench.command import measure_limits
 from penstock.checkpoint import Checkpoint
 from penstock.config import ELEMENT_BYTES, EngineConfig, read_machine, wait_passively
+from penstock.disturbance import cpu_times
 from penstock.errors import BenchFailed
 from penstock.measuring import Effort, measure, size_of, unmeasured
 from penstock.profile import Profile, Rates
@@ -59,4 +60,5 @@ def _measure_steps(checkpoint: Checkpoint, config: EngineConfig, *, effort: Effo
     opened = open_device(checkpoint, config, num_blocks=size.blocks)
     known = unmeasured(about_config(spec, config), opened.signature)
     terms = Terms(spec, config, known)
-    return measure(opened.executor, terms, size=size, effort=effort, clock=time.perf_counter, rates=rates)
+    clock = time.perf_counter
+    return measure(opened.executor, terms, size=size, effort=effort, clock=clock, cpu=cpu_times, rates=rates)

@@ -27,6 +27,61 @@ class Deadline(NamedTuple):
     at_s: float
     asked: str
 
+    def reach(self, prediction: Prediction | None, *, now_s: float) -> Reach:
+        """How far a job gets before it, as far as is known, that begins now."""
+        return Reach(self.asked, self.at_s - now_s, prediction)
+
+
+class Reach(NamedTuple):
+    """How far a job is expected to get before its deadline, `left_s` seconds from now; what is expected may be None."""
+
+    asked: str
+    left_s: float
+    prediction: Prediction | None
+
+    @property
+    def fits(self) -> bool | None:
+        """Whether the job will be done by then; None: that is not sure, or not known."""
+        if self.prediction is None or self.prediction.least_s <= self.left_s < self.prediction.most_s:
+            return None
+        return self.prediction.most_s <= self.left_s
+
+    @property
+    def rows_done(self) -> int | None:
+        """The rows that are expected to be done by then; None: not known."""
+        if self.prediction is None:
+            return None
+        if self.prediction.predicted_s <= self.left_s:
+            return self.prediction.rows
+        return max((at.rows for at in self.prediction.curve if at.at_s <= self.left_s), default=0)
+
+    @property
+    def rows_later(self) -> int | None:
+        """The others; None: not known."""
+        return None if self.prediction is None or self.rows_done is None else self.prediction.rows - self.rows_done
+
+    def describe(self) -> str:
+        """It as a sentence."""
+        rest = "what is not done by then stays for the same command"
+        if self.left_s <= 0:
+            return f"{self.asked} has passed before the first row; {rest}"
+        stop = f"{self.asked} is in {duration(self.left_s)}"
+        if self.prediction is None:
+            return f"{stop}; how long this job takes is not known, so neither is whether it fits: {rest}"
+        rows, seconds, low_s, high_s = self.prediction[:4]
+        expected = f"the job is expected to take {duration(seconds)} ({duration(low_s)} to {duration(high_s)})"
+        if self.fits:
+            return f"{stop}; {expected}, so it fits"
+        if self.rows_later:
+            done = f"about {self.rows_done:,} of {rows:,} rows are expected to be done by then"
+            rest = f"{done}, and {self.rows_later:,} to stay for the same command"
+        return f"{stop}; {expected}, so it {'may' if self.fits is None else 'does'} not fit: {rest}"
+
+    def as_json(self) -> dict[str, object]:
+        """It for programs."""
+        names = ("asked", "left_s", "fits", "rows_done", "rows_later")
+        return {**{name: getattr(self, name) for name in names}, "said": self.describe()}
+
 
 def read_deadline(
     finish_by: str | None, max_hours: str | None, *, now: datetime, now_s: float, started_s: float
@@ -98,21 +153,3 @@ def read_hours(text: str) -> float:
     if not 0 < hours <= MAX_HOURS:
         raise ConfigError(f"--max-hours is {text!r}; it must be a number of hours above 0, and at most {MAX_HOURS}")
     return hours
-
-
-def describe_fit(deadline: Deadline, prediction: Prediction | None, *, now_s: float) -> str:
-    """Whether a job is expected to fit, as a sentence; it is said before the first row runs."""
-    left_s = deadline.at_s - now_s
-    rest = "what is not done by then stays for the same command"
-    if left_s <= 0:
-        return f"{deadline.asked} has passed before the first row; {rest}"
-    stop = f"{deadline.asked} is in {duration(left_s)}"
-    if prediction is None:
-        return f"{stop}; how long this job takes is not known, so neither is whether it fits: {rest}"
-    seconds, low_s, high_s = prediction.predicted_s, prediction.least_s, prediction.most_s
-    expected = f"the job is expected to take {duration(seconds)} ({duration(low_s)} to {duration(high_s)})"
-    if high_s <= left_s:
-        return f"{stop}; {expected}, so it fits"
-    if low_s <= left_s:
-        return f"{stop}; {expected}, so it may not fit: {rest}"
-    return f"{stop}; {expected}, so it does not fit, and about {left_s / seconds:.0%} of it will be done: {rest}"

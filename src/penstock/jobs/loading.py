@@ -22,6 +22,7 @@ from penstock.config import (
     resolve,
     wait_passively,
 )
+from penstock.disturbance import cpu_times
 from penstock.engine import Engine, EngineStats, Event, open_engine
 from penstock.intake import Intake
 from penstock.jobs.tokenizing import Setup
@@ -89,7 +90,7 @@ class Measure:
         terms = Terms(self.spec, self._config, known)
         size = size_of(self.spec, self._config, kv_bytes_per_token=terms.kv_bytes_per_token, effort=QUICK)
         executor, clock = self._engine.executor, time.perf_counter
-        profile = measure(executor, terms, size=size, effort=QUICK, clock=clock, rates=Rates())
+        profile = measure(executor, terms, size=size, effort=QUICK, clock=clock, cpu=cpu_times, rates=Rates())
         keep_profile(profile)
         return terms._replace(profile=profile)
 

@@ -13,10 +13,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
-from penstock.forecast import Forecast, forecast
+from penstock.forecast import Forecast, forecast, weight
 from penstock.jobs.advice import Advice, advise
 from penstock.jobs.formats import LineReader
 from penstock.jobs.plan_file import PlacedRow, PlanFile, PlannedRow, PlanTotals
+from penstock.jobs.timeline import PredictedAt, Prediction
 from penstock.jobs.tokenizing import Setup
 from penstock.outlines import Outline, Outlines, Sums
 from penstock.planner import unpack_tokens
@@ -25,6 +26,7 @@ from penstock.request import SamplingParams
 from penstock.simulation import SimRow, Terms
 
 SAMPLE_ROWS = 200
+CURVE_POINTS = 100
 
 
 class PlannedJob:
@@ -68,6 +70,38 @@ class PlannedJob:
     def is_certain(self) -> bool:
         """Whether answers have the lengths that the rows ask for, by those of the sample."""
         return all(is_fixed(asks.params) for asks in self.sample)
+
+    def prediction(self, found: Forecast, terms: Terms, *, rows: int, before_s: float = 0.0) -> Prediction:
+        """What is said of a run of so many rows, bad and equal ones too, that begins to compute after `before_s`."""
+        simulated = found.simulated
+        return Prediction(
+            rows=rows,
+            predicted_s=before_s + found.seconds,
+            least_s=before_s + found.low_s,
+            most_s=before_s + found.high_s,
+            optimal_s=found.optimal_s,
+            prefill_tokens=max(0, simulated.computed_tokens - simulated.output_tokens + len(self.outlines)),
+            cached_tokens=simulated.cached_tokens,
+            output_tokens=simulated.output_tokens,
+            parts_s=simulated.parts,
+            curve=tuple(PredictedAt(before_s + at_s, round(rows * share)) for at_s, share in self._curve(found, terms)),
+        )
+
+    def _curve(self, found: Forecast, terms: Terms) -> Iterator[tuple[float, float]]:
+        """After how many seconds which share of the rows is expected to be finished, as it was simulated; else in the
+        order of the plan, each row at its share of the weight.
+
+        Rows that cost nothing (bad ones, and those that get another's answer) are spread over the others.
+        """
+        number, ends_s = len(self.outlines), found.simulated.ends_s
+        step = max(1, number // CURVE_POINTS)
+        if ends_s:
+            yield ends_s[0], 0.0
+        whole, done = weight(self.outlines.total, terms), 0.0
+        for start in range(0, number, step):
+            end = min(start + step, number)
+            done += weight(self.outlines.sums(start, end), terms)
+            yield (ends_s[end - 1] if ends_s else found.seconds * done / whole), end / number
 
     def _rows(self, first: int, last: int) -> Iterator[PlannedRow]:
         if first < last:
@@ -126,6 +160,7 @@ class Outlook:
 
     Attributes:
         totals: the plan's numbers; forecast: what it will take; advice: what would help most, best first.
+        prediction: of a run, from the first look at the input to the last answer.
         kv_bytes: what the job's keys and values take at most at once; kv_memory_bytes: what they may take.
         is_certain: whether answers have exactly the lengths expected.
         reading_s: what it took to read the rows and put them in order, which a run does too before its first row.
@@ -133,6 +168,7 @@ class Outlook:
 
     totals: PlanTotals
     forecast: Forecast
+    prediction: Prediction
     advice: tuple[Advice, ...]
     kv_bytes: int
     kv_memory_bytes: int
@@ -142,18 +178,18 @@ class Outlook:
 
     @property
     def seconds(self) -> float:
-        """The seconds expected, from the first look at the input to the last answer."""
-        return self.reading_s + self.forecast.seconds
+        """The seconds expected."""
+        return self.prediction.predicted_s
 
     @property
     def low_s(self) -> float:
         """The least of them to be reckoned with."""
-        return self.reading_s + self.forecast.low_s
+        return self.prediction.least_s
 
     @property
     def high_s(self) -> float:
         """The most of them."""
-        return self.reading_s + self.forecast.high_s
+        return self.prediction.most_s
 
     @property
     def optimal_share(self) -> float | None:
@@ -193,9 +229,11 @@ def look_ahead(
     job = PlannedJob(plan, input_file)
     try:
         found = forecast(job.outlines, job.load, terms, is_certain=job.is_certain)
+        totals = plan.totals()
         return Outlook(
-            totals=plan.totals(),
+            totals=totals,
             forecast=found,
+            prediction=job.prediction(found, terms, rows=totals.rows, before_s=reading_s),
             advice=advise(job, terms=terms, setup=setup, seconds=found.seconds, memory_bytes=memory_bytes),
             kv_bytes=found.simulated.peak_kv_tokens * terms.kv_bytes_per_token,
             kv_memory_bytes=terms.config.kv_memory_bytes,

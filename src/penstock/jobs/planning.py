@@ -19,7 +19,7 @@ from typing import NamedTuple
 from penstock.config import Settings, resident_bytes
 from penstock.jobs.formats import InputLine, about_rows, read_lines
 from penstock.jobs.plan_file import PLAN_VERSION, PlanFile
-from penstock.jobs.tokenizing import Batch, Preparer, Setup, Workers
+from penstock.jobs.tokenizing import WITHOUT_PRIORITY, Batch, Preparer, Setup, Workers
 from penstock.memory import OTHER_BYTES
 from penstock.planner import MIN_SHARED_TOKENS
 
@@ -93,6 +93,12 @@ def make_plan(path: Path, planning: Planning) -> tuple[PlanFile, int]:
         plan.close()
         raise
     return plan, lost
+
+
+def describe_unranked(plan: PlanFile, priority: str | None) -> str | None:
+    """How many rows have no number in the field that says what runs first; None: none is without."""
+    rows = plan.counts().get(WITHOUT_PRIORITY, 0)
+    return f"--priority {priority}: {rows} rows have no such number in their metadata and run last" if rows else None
 
 
 def _read(plan: PlanFile, planning: Planning) -> int:

@@ -7,25 +7,24 @@ whether it fits. How it is predicted is in `forecast.py`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 from penstock.cost import layer_elements
-from penstock.forecast import GENERATIONS, Limits, forecast, weight
+from penstock.disturbance import describe_disturbance
+from penstock.forecast import GENERATIONS, Limits, forecast
 from penstock.jobs.loading import Loaded
 from penstock.jobs.outlook import PlannedJob
 from penstock.jobs.plan_file import PlanFile
 from penstock.jobs.store import Store
-from penstock.jobs.timeline import PredictedAt, Prediction
+from penstock.jobs.timeline import Prediction
 from penstock.measuring import QUICK
 from penstock.models.spec import DecoderSpec
-from penstock.outlines import Outlines
 from penstock.simulation import Terms
 
 SIMULATED_WORK = 10_000  # tokens drawn, about: less than a second, since the job waits for it
 SLOW_FLOPS_PER_S = 5e10  # of a small machine
 LONG_S = 600.0
-CURVE_POINTS = 100
 
 
 def predict(
@@ -47,7 +46,12 @@ def predict(
         if reason is not None:
             tell(f"{reason} and the model's speed here is not known yet: measuring it")
             terms = loaded.measure.terms()
-    return None if terms is None else _predict(plan, store, input_file, terms)
+    if terms is None:
+        return None
+    disturbed = describe_disturbance(terms.profile)
+    if disturbed is not None:
+        tell(disturbed)
+    return _predict(plan, store, input_file, terms)
 
 
 def _why_measure(plan: PlanFile, spec: DecoderSpec, left_s: float | None) -> str | None:
@@ -64,49 +68,9 @@ def _predict(plan: PlanFile, store: Store, input_file: Path, terms: Terms) -> Pr
         limits = Limits(SIMULATED_WORK, 1, GENERATIONS * terms.config.max_sequences)
         found = forecast(job.outlines, job.load, terms, is_certain=job.is_certain, limits=limits)
         rows = store.about().rows - store.totals().done
-        simulated = found.simulated
-        curve = tuple(
-            _simulated_curve(simulated.ends_s, rows)
-            if simulated.ends_s
-            else _curve(job.outlines, found.seconds, rows, terms)
-        )
+        return job.prediction(found, terms, rows=rows)
     finally:
         job.close()
-    return Prediction(
-        rows=rows,
-        predicted_s=found.seconds,
-        least_s=found.low_s,
-        most_s=found.high_s,
-        optimal_s=found.optimal_s,
-        prefill_tokens=max(0, simulated.computed_tokens - simulated.output_tokens + len(job.outlines)),
-        cached_tokens=simulated.cached_tokens,
-        output_tokens=simulated.output_tokens,
-        parts_s=simulated.parts,
-        curve=curve,
-    )
-
-
-def _simulated_curve(ends_s: Sequence[float], rows: int) -> Iterator[PredictedAt]:
-    """When how many rows are expected to be finished, where each of those that are computed was simulated."""
-    number = len(ends_s)
-    step = max(1, number // CURVE_POINTS)
-    yield PredictedAt(ends_s[0], 0)
-    for end in (*range(step, number, step), number):
-        yield PredictedAt(ends_s[end - 1], round(rows * end / number))
-
-
-def _curve(outlines: Outlines, seconds: float, rows: int, terms: Terms) -> Iterator[PredictedAt]:
-    """When how many rows are expected to be finished: in the order of the plan, each at its share of the weight.
-
-    Rows that cost nothing (bad ones, and those that get another's answer) are spread over the others.
-    """
-    number = len(outlines)
-    whole, done = weight(outlines.total, terms), 0.0
-    step = max(1, number // CURVE_POINTS)
-    for start in range(0, number, step):
-        end = min(start + step, number)
-        done += weight(outlines.sums(start, end), terms)
-        yield PredictedAt(seconds * done / whole, round(rows * end / number))
 
 
 def _is_long(plan: PlanFile, spec: DecoderSpec) -> bool:

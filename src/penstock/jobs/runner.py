@@ -13,7 +13,6 @@ from functools import partial
 
 from penstock.errors import Interrupted, OutOfTime, Refused, Stopped, StorageFailed
 from penstock.jobs import job as jobs
-from penstock.jobs.deadline import describe_fit
 from penstock.jobs.export import Export, OutputFile
 from penstock.jobs.job import Job, UnchangedInput
 from penstock.jobs.loading import Loaded, Model
@@ -21,7 +20,7 @@ from penstock.jobs.locks import JobLock
 from penstock.jobs.loop import Loop, Surroundings
 from penstock.jobs.phases import Phase
 from penstock.jobs.plan_file import PlanFile, remove_plan
-from penstock.jobs.planning import Planning, make_plan, num_cores, plan_key, plan_path, spare_bytes
+from penstock.jobs.planning import Planning, describe_unranked, make_plan, num_cores, plan_key, plan_path, spare_bytes
 from penstock.jobs.predicting import predict
 from penstock.jobs.prefix_picture import tree_of
 from penstock.jobs.progress import Watch, duration
@@ -29,7 +28,7 @@ from penstock.jobs.queue import Queue
 from penstock.jobs.store import Identity, Store
 from penstock.jobs.summary import Outcome, Summary, summarize
 from penstock.jobs.timeline import Prediction, record_prediction, record_tree, recorded_tree
-from penstock.jobs.tokenizing import WITHOUT_PRIORITY, Setup
+from penstock.jobs.tokenizing import Setup
 
 FindModel = Callable[[], Model]
 
@@ -107,11 +106,9 @@ def _plan(job: Job, setup: Setup, identity: Identity, around: Surroundings) -> P
         plan, lost = make_plan(plan_path(job.path), planning)
     if lost:
         around.watch.warn(f"a process that tokenized died; its {lost} rows are tokenized when they run")
-    without = plan.counts().get(WITHOUT_PRIORITY, 0)
-    if without:
-        around.watch.warn(
-            f"--priority {job.priority}: {without} rows have no such number in their metadata and run last"
-        )
+    unranked = describe_unranked(plan, job.priority)
+    if unranked is not None:
+        around.watch.warn(unranked)
     return plan
 
 
@@ -175,7 +172,7 @@ def _tell_expected(store: Store, prediction: Prediction | None, around: Surround
         low, high = duration(prediction.least_s), duration(prediction.most_s)
         around.watch.note(f"expected to take {duration(prediction.predicted_s)} ({low} to {high})")
     if around.deadline is not None:
-        around.watch.note(describe_fit(around.deadline, prediction, now_s=around.timer.now_s()))
+        around.watch.note(around.deadline.reach(prediction, now_s=around.timer.now_s()).describe())
 
 
 def _finish(store: Store, export: Export, around: Surroundings) -> None:
