@@ -100,7 +100,7 @@ ROWS = st.tuples(st.lists(st.integers(0, 1), min_size=1, max_size=12), st.intege
 
 
 @given(st.lists(ROWS, max_size=12), st.integers(1, 6), st.integers(6, 40), st.integers(8, 60), st.randoms())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_no_plan_of_a_job_beats_its_cost(
     asked: list[tuple[list[int], int, int]], sequences: int, budget: int, blocks: int, draw: random.Random
 ) -> None:

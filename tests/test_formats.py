@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import zstandard
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from penstock.errors import Refused
@@ -145,7 +145,6 @@ def test_the_digest_is_that_of_the_bytes_on_disk(path: Path) -> None:
     assert digest(path) == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-@settings(deadline=None)
 @given(st.lists(st.binary(max_size=12)), st.integers(1, 9), st.sampled_from([bytes, gzip.compress, zstd]))
 def test_any_lines_come_back(
     tmp_path_factory: pytest.TempPathFactory, pieces: list[bytes], chunk: int, pack: object

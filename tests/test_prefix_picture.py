@@ -7,7 +7,7 @@ from collections import Counter
 from xml.etree import ElementTree
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock.jobs.prefix_picture import Box, OwnRows, PrefixNode, boxes, draw, tree_of
@@ -88,7 +88,6 @@ def trie_size(rows: list[str]) -> int:
 
 
 @given(st.lists(st.text("ab", min_size=1, max_size=8), max_size=30))
-@settings(deadline=None)
 def test_the_tree_has_every_row_every_token_and_computes_each_beginning_once(rows: list[str]) -> None:
     found = tree(*rows)
     assert found.rows == len(rows)
@@ -97,7 +96,6 @@ def test_the_tree_has_every_row_every_token_and_computes_each_beginning_once(row
 
 
 @given(st.lists(st.text("abc", min_size=1, max_size=8), min_size=1, max_size=60), st.integers(1, 20), st.integers(1, 3))
-@settings(deadline=None)
 def test_a_cut_picture_still_shows_every_row_and_every_token(rows: list[str], most: int, classes: int) -> None:
     found = tree(*rows, most=most, classes=classes)
     assert nodes_in(found) <= most + 1

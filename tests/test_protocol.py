@@ -348,7 +348,6 @@ MESSAGES = st.lists(
 )
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=200))
 def test_any_bytes_are_a_row_or_a_bad_row(data: bytes) -> None:
     try:
@@ -357,7 +356,7 @@ def test_any_bytes_are_a_row_or_a_bad_row(data: bytes) -> None:
         check_error_line(error)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.sampled_from(list(Endpoint)), st.dictionaries(FIELD_NAMES, JSON, max_size=6), MESSAGES, st.booleans())
 def test_any_body_is_a_row_or_a_bad_row(
     endpoint: Endpoint, fields: dict[str, object], messages: object, ascii_only: bool
@@ -388,7 +387,6 @@ VALID_FIELDS = st.fixed_dictionaries(
 )
 
 
-@settings(deadline=None)
 @given(MESSAGES, VALID_FIELDS, st.text(min_size=1, max_size=512).filter(lambda text: "\0" not in text))
 def test_what_a_valid_row_says_is_what_is_read(
     messages: list[dict[str, str]], fields: dict[str, Any], custom_id: str
@@ -402,7 +400,6 @@ def test_what_a_valid_row_says_is_what_is_read(
     assert parse_body(Endpoint.CHAT, body).params == row.params
 
 
-@settings(deadline=None)
 @given(st.text(), st.text(), st.sampled_from(list(Endpoint)), st.floats(max_value=0))
 def test_any_answer_is_one_line_of_json(text: str, custom_id: str, endpoint: Endpoint, logprob: float) -> None:
     row = BatchRow(custom_id, endpoint, None, "x", SamplingParams())
@@ -413,7 +410,6 @@ def test_any_answer_is_one_line_of_json(text: str, custom_id: str, endpoint: End
     assert (choice["text"] if endpoint is Endpoint.COMPLETIONS else choice["message"]["content"]) == text
 
 
-@settings(deadline=None)
 @given(st.text(), st.none() | st.text(), st.integers(0), st.integers(1))
 def test_any_error_is_one_line_of_json(message: str, custom_id: str | None, number: int, line: int) -> None:
     error = RowError(RowErrorCode.INTERNAL, message)

@@ -256,7 +256,7 @@ def test_tokens_behind_the_prompt_count_as_decode() -> None:
     assert seen == [(6, 0), (10, 0), (11, 1), (12, 2), (13, 3)]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(actions, st.integers(3, 24), st.integers(1, 24), st.integers(1, 6))
 def test_any_sequence_of_actions_keeps_the_invariants(
     todo: list[tuple[str, object, int]], num_blocks: int, token_budget: int, max_sequences: int

@@ -90,7 +90,7 @@ def some_output(rng: random.Random, length: int) -> list[int]:
 
 @pytest.mark.parametrize("decode", DECODERS)
 @given(seed=st.integers(0, 2**32))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_a_sequence_ends_as_if_everything_were_decoded_at_every_token(
     decode: Callable[[list[int]], str], seed: int
 ) -> None:

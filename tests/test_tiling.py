@@ -140,7 +140,7 @@ def tree(seed: int, *, block_tokens: int, least: int = 1, longest: int = 700) ->
     return Tree(chunks, len(used))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(0, 10**9), st.sampled_from([2, 4, 32]), st.sampled_from([16, 64, 128]))
 def test_every_query_reads_its_keys_once_in_order(seed: int, width: int, block_tokens: int) -> None:
     chunks, _ = tree(seed, block_tokens=block_tokens)
@@ -156,7 +156,7 @@ def test_every_query_reads_its_keys_once_in_order(seed: int, width: int, block_t
         assert blocks == list(one.tables[0][: len(blocks)])
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(0, 10**9))
 def test_no_two_tiles_of_new_tokens_read_the_same_segment_that_a_tile_could_hold(seed: int) -> None:
     chunks, _ = tree(seed, block_tokens=64)
