@@ -2,12 +2,13 @@
 
 `ToyEngine` keeps the contract of `engine.Engine` and answers from the prompt alone, a token a step. As a program
 (`python -m tests.job_runs INPUT OUTPUT`) it runs a job with that engine in a process of its own; a prompt that contains
-CRASH kills it there, as a bug in native code would.
+CRASH kills it there, as a bug in native code would. `fork_command` runs the command line itself, many times over.
 """
 
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
 import sys
@@ -15,9 +16,11 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from io import StringIO
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import NamedTuple
 
+from penstock.cli import run_command
 from penstock.config import Choice
 from penstock.engine import EngineStats, Event, Failed, Finished, TokenEvent
 from penstock.errors import RowError, RowErrorCode, Stopped
@@ -207,6 +210,26 @@ def run_job(
     """Run a job in this process."""
     found = model or ToyModel()
     return run(job, lambda: found, surroundings(stop, within_s=within_s))
+
+
+def fork_command(arguments: list[str], *, phase_file: Path, said: Path) -> ForkServerProcess:
+    """The command line in a new process, forked from one that has imported all of it: PyTorch takes seconds to import.
+
+    What it says goes into a file.
+    """
+    forking = multiprocessing.get_context("forkserver")
+    forking.set_forkserver_preload([__name__, "penstock.device", "penstock.tokenizer", "penstock.jobs.loading"])
+    process = forking.Process(target=_run_command, args=(arguments, phase_file, said))
+    process.start()
+    return process
+
+
+def _run_command(arguments: list[str], phase_file: Path, said: Path) -> None:
+    os.environ["PENSTOCK_PHASE_FILE"] = str(phase_file)
+    with said.open("wb") as file:
+        for stream in (1, 2):
+            os.dup2(file.fileno(), stream)
+    sys.exit(run_command(arguments))
 
 
 def _crash(prompts: list[str]) -> None:

@@ -223,15 +223,20 @@ def test_rows_of_a_higher_priority_run_first_and_the_output_is_the_same(tmp_path
     assert job_at(urgent).output.read_bytes() == job_at(plain).output.read_bytes()
 
 
-def demo_command(folder: Path, output: str) -> list[str]:
+def tiny_command(folder: Path, output: str) -> list[str]:
+    from tests.checkpoints import write_llama  # imports torch
+
+    model = folder / "model"
+    if not model.exists():
+        write_llama(model)
     command = [sys.executable, "-m", "penstock.cli", "run", str(folder / "in.jsonl"), "-o", str(folder / output)]
-    return [*command, "--model", "demo", "--device", "cpu"]
+    return [*command, "--model", str(model), "--device", "cpu", "--kv-memory", "4MiB"]
 
 
 @pytest.mark.torch
 def test_the_command_stops_with_exit_code_4_and_says_so(tmp_path: Path) -> None:
     rows(tmp_path, 4)
-    command = demo_command(tmp_path, "out.jsonl")
+    command = tiny_command(tmp_path, "out.jsonl")
     stopped = subprocess.run([*command, "--max-hours", "0.0001"], capture_output=True, text=True)
     assert stopped.returncode == 4, stopped.stderr
     assert "--max-hours 0.0001 has passed before the first row" in stopped.stderr
@@ -247,7 +252,7 @@ def test_the_command_measures_first_whether_a_job_fits(tmp_path: Path) -> None:
     environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")}
 
     def said(output: str, *flags: str) -> str:
-        command = [*demo_command(tmp_path, output), *flags]
+        command = [*tiny_command(tmp_path, output), *flags]
         done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
         return done.stderr
 

@@ -17,6 +17,7 @@ from penstock.disturbance import MOST_SHARE
 from penstock.profile import Point
 from penstock.profile_report import decoding_work, describe_profile
 from penstock.profile_store import keep_profile, path_of, profile_folder
+from tests.checkpoints import write_llama
 from tests.job_runs import row, write_rows
 from tests.profiles import SPEC, config, profile
 
@@ -55,7 +56,8 @@ def test_this_machine_as_json(tmp_path: Path) -> None:
 
 
 def test_measuring_makes_a_profile_that_run_and_plan_then_use(tmp_path: Path) -> None:
-    done = run_doctor("--measure", "--quick", "--model", "demo", "--device", "cpu", "--json", cache=tmp_path)
+    model = str(write_llama(tmp_path / "model"))
+    done = run_doctor("--measure", "--quick", "--model", model, "--device", "cpu", "--json", cache=tmp_path)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     assert Path(found["path"]).is_file()
@@ -67,13 +69,13 @@ def test_measuring_makes_a_profile_that_run_and_plan_then_use(tmp_path: Path) ->
     assert f"knee at {found['knee_tokens']} tokens" in shown.stdout
     rows = tmp_path / "in.jsonl"
     write_rows(rows, [row("a", [7, 8, 9], max_tokens=2)])
-    command = ["run", str(rows), "-o", str(tmp_path / "out"), "--model", "demo", "--device", "cpu"]
+    command = ["run", str(rows), "-o", str(tmp_path / "out"), "--model", model, "--device", "cpu"]
     environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
     told = subprocess.run(
         [sys.executable, "-m", "penstock.cli", *command], env=environment, capture_output=True, text=True, check=True
     )
     assert f"profile of {found['profile']['measured_at'][:10]}: its knee is {found['knee_tokens']}" in told.stderr
-    command = ["plan", str(rows), "--model", "demo", "--device", "cpu", "--json", "--watts", "50"]
+    command = ["plan", str(rows), "--model", model, "--device", "cpu", "--json", "--watts", "50"]
     planned = subprocess.run(
         [sys.executable, "-m", "penstock.cli", *command], env=environment, capture_output=True, text=True, check=True
     )
@@ -92,7 +94,7 @@ def test_measuring_makes_a_profile_that_run_and_plan_then_use(tmp_path: Path) ->
         check=True,
     )
     assert json.loads(bounded.stdout)["settings"]["kv memory"].endswith("(what the memory leaves)")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out", "out.job", "penstock"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "model", "out", "out.job", "penstock"]
 
 
 def test_measuring_needs_a_model(tmp_path: Path) -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import itertools
 import random
+from functools import cache
 
 import pytest
 import torch
 
 from penstock.errors import OutOfMemory
-from penstock.kernels.native import NOT_ASKED, Opened
 from penstock.models.decoder import Decoder
 from penstock.models.spec import DecoderSpec
 from penstock.request import TokenLogprob
@@ -21,17 +21,20 @@ pytestmark = pytest.mark.torch
 SPECS = [LLAMA, QWEN3, GPT2]
 
 
-def prompt(length: int, seed: int = 0) -> list[int]:
-    return random.Random(seed).choices(range(LLAMA.vocab), k=length)
+def prompt(length: int, seed: int = 0) -> tuple[int, ...]:
+    return tuple(random.Random(seed).choices(range(LLAMA.vocab), k=length))
 
 
 def table(length: int, start: int = 0) -> tuple[tuple[int, ...]]:
     return (tuple(range(start, start + -(-length // 16))),)
 
 
-def run_whole(spec: DecoderSpec, tokens: list[int], dtype: torch.dtype, *, native: Opened = NOT_ASKED) -> TokenLogprob:
-    engine = executor(spec, dtype=dtype, native=native)
-    chunk = Chunk(1, 0, tuple(tokens), table(len(tokens)), last(len(tokens) - 1))
+@cache
+def run_whole(
+    spec: DecoderSpec, tokens: tuple[int, ...], dtype: torch.dtype = torch.float32, *, kernels: str = "reference"
+) -> TokenLogprob:
+    engine = executor(spec, dtype=dtype, native=opened(kernels, threads=1))
+    chunk = Chunk(1, 0, tokens, table(len(tokens)), last(len(tokens) - 1))
     return engine.collect(engine.submit(plan(chunk))).chunks[0].sampled[0]
 
 
@@ -48,40 +51,40 @@ def test_chunks_of_any_size_beside_any_others_give_the_same_bits(
     engine = executor(spec, dtype=dtype, native=opened(kernels))
     bounds = [0, *cuts, 300]
     for step, (start, end) in enumerate(itertools.pairwise(bounds), start=1):
-        mine = Chunk(1, start, tuple(tokens[start:end]), table(300, 30), last(end - start - 1))
-        other = Chunk(2, 0, tuple(prompt(40 + step, seed=step)), table(80, 10))
+        mine = Chunk(1, start, tokens[start:end], table(300, 30), last(end - start - 1))
+        other = Chunk(2, 0, prompt(40 + step, seed=step), table(80, 10))
         chunks = (mine, other) if step % 2 else (other, mine)
         result = engine.collect(engine.submit(plan(*chunks, step=step)))
     drawn = next(c for c in result.chunks if c.sequence == 1).sampled[0]
-    assert drawn == run_whole(spec, tokens, dtype, native=opened(kernels, threads=1))
+    assert drawn == run_whole(spec, tokens, dtype, kernels=kernels)
 
 
 def test_several_positions_of_one_chunk_can_be_drawn() -> None:
     tokens = prompt(20)
     engine = executor(LLAMA)
-    chunk = Chunk(1, 0, tuple(tokens), table(20), (*last(9), *last(19)))
+    chunk = Chunk(1, 0, tokens, table(20), (*last(9), *last(19)))
     drawn = engine.collect(engine.submit(plan(chunk))).chunks[0].sampled
-    assert drawn == (run_whole(LLAMA, tokens[:10], torch.float32), run_whole(LLAMA, tokens, torch.float32))
+    assert drawn == (run_whole(LLAMA, tokens[:10]), run_whole(LLAMA, tokens))
 
 
 def test_an_input_token_can_be_the_one_drawn_in_the_step_before() -> None:
     tokens = prompt(20)
     engine = executor(LLAMA)
-    first = engine.collect(engine.submit(plan(Chunk(1, 0, tuple(tokens), table(21), last(19)))))
+    first = engine.collect(engine.submit(plan(Chunk(1, 0, tokens, table(21), last(19)))))
     reference = Chunk(1, 20, (SampledRef(1, 1, 0),), table(21), last(0))
     second = engine.collect(engine.submit(plan(reference, step=2)))
     token = first.chunks[0].sampled[0].token
-    assert second.chunks[0].sampled[0] == run_whole(LLAMA, [*tokens, token], torch.float32)
+    assert second.chunks[0].sampled[0] == run_whole(LLAMA, (*tokens, token))
 
 
 def test_a_copied_part_of_a_block_serves_as_prefix() -> None:
     tokens = prompt(40)
     engine = executor(LLAMA)
-    engine.collect(engine.submit(plan(Chunk(1, 0, tuple(tokens), table(40)))))
-    changed = [*tokens[:37], *prompt(8, seed=9)]
-    chunk = Chunk(2, 37, tuple(changed[37:]), ((0, 1, 20),), last(7))
+    engine.collect(engine.submit(plan(Chunk(1, 0, tokens, table(40)))))
+    changed = (*tokens[:37], *prompt(8, seed=9))
+    chunk = Chunk(2, 37, changed[37:], ((0, 1, 20),), last(7))
     result = engine.collect(engine.submit(StepPlan(2, (chunk,), (BlockCopy(0, 2, 20, 5),))))
-    assert result.chunks[0].sampled[0] == run_whole(LLAMA, changed, torch.float32)
+    assert result.chunks[0].sampled[0] == run_whole(LLAMA, changed)
 
 
 @pytest.mark.parametrize("kernels", ["reference", *native_isas()])
@@ -89,12 +92,12 @@ def test_logits_that_are_no_numbers_are_a_problem_of_their_own_row(kernels: str)
     weights = random_weights(LLAMA)
     weights.embedding.parts["weight"][5] = float("nan")
     engine = executor(LLAMA, weights=weights, native=opened(kernels))
-    good, bad = [t for t in prompt(20) if t != 5], [5, 6, 7]
-    chunks = Chunk(1, 0, tuple(bad), table(3, 50), last(2)), Chunk(2, 0, tuple(good), table(20), last(len(good) - 1))
+    good, bad = tuple(t for t in prompt(20) if t != 5), (5, 6, 7)
+    chunks = Chunk(1, 0, bad, table(3, 50), last(2)), Chunk(2, 0, good, table(20), last(len(good) - 1))
     result = engine.collect(engine.submit(plan(*chunks)))
     assert "131 logits of 131 that are not finite" in (result.chunks[0].problem or "")
     assert result.chunks[0].sampled == ()
-    recycled = Chunk(3, 0, tuple(good), ((50, 51),), last(len(good) - 1))
+    recycled = Chunk(3, 0, good, ((50, 51),), last(len(good) - 1))
     again = engine.collect(engine.submit(plan(recycled, step=2)))
     assert again.chunks[0].sampled == result.chunks[1].sampled
 

@@ -6,6 +6,7 @@ import math
 import multiprocessing
 import os
 import subprocess
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +19,7 @@ from penstock.kernels.native import Native, open_native
 from penstock.kernels.reference import AttentionTiles
 from penstock.kernels.table import TABLE, find_inexact_product, select
 from penstock.models.spec import DecoderSpec
+from penstock.request import TokenLogprob
 from penstock.step import Chunk
 from penstock.weights import Norm, Weight, dense
 from tests.models import GPT2, LLAMA, QWEN3, executor, last, native_isas, opened, plan
@@ -114,7 +116,7 @@ def test_linear_agrees_with_the_reference(isa: str, dtype: torch.dtype, out: int
 
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("out", "inner"), [(50, 48), (331, 257), (96, 2048)])
+@pytest.mark.parametrize(("out", "inner"), [(50, 48), (139, 257), (96, 2048)])
 def test_a_row_of_linear_has_the_same_bits_alone_anywhere_and_on_any_threads(
     isa: str, dtype: torch.dtype, out: int, inner: int
 ) -> None:
@@ -196,8 +198,8 @@ class Context(NamedTuple):
         caches = []
         for rows in plain:
             cache = torch.full((blocks + 6, kv_heads, 16, width), math.nan, dtype=dtype)
-            for position in range(length):
-                cache[table[position // 16], :, position % 16] = rows[position]
+            at = torch.arange(length)
+            cache[torch.tensor(table)[at // 16], :, at % 16] = rows
             caches.append(cache)
         return cls(caches[0], caches[1], table, plain)
 
@@ -227,11 +229,9 @@ class Context(NamedTuple):
     def expected(self, query: Tensor, positions: list[int]) -> Tensor:
         heads = query.shape[1]
         k, v = (x.double().repeat_interleave(heads // x.shape[1], dim=1) for x in self.plain)
-        found = []
-        for row, position in enumerate(positions):
-            scores = torch.einsum("hd,phd->hp", query[row].double(), k[: position + 1]) * query.shape[2] ** -0.5
-            found.append(torch.einsum("hp,phd->hd", scores.softmax(-1), v[: position + 1]))
-        return torch.stack(found)
+        scores = torch.einsum("rhd,phd->rhp", query.double(), k) * query.shape[2] ** -0.5
+        sees = torch.tensor(positions)[:, None] >= torch.arange(len(k))
+        return torch.einsum("rhp,phd->rhd", scores.masked_fill(~sees[:, None], -math.inf).softmax(-1), v)
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -260,18 +260,22 @@ def test_attention_agrees_with_a_plain_softmax_and_a_query_has_the_same_bits_in_
             assert torch.equal(attend(one if queries == 7 else kernels, rows, queries), alone[rows])
 
 
+@cache
+def likeliest(spec: DecoderSpec, dtype: torch.dtype, kernels: str) -> TokenLogprob:
+    """What is drawn behind 150 tokens, with the likeliest tokens."""
+    tokens = torch.randint(spec.vocab, (150,), generator=torch.Generator().manual_seed(5)).tolist()
+    chunk = Chunk(1, 0, tuple(tokens), (tuple(range(10)),), last(149))
+    run = executor(spec, dtype=dtype, native=opened(kernels))
+    return run.collect(run.submit(plan(chunk))).chunks[0].sampled[0]
+
+
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("spec", [LLAMA, QWEN3, GPT2], ids=["llama", "qwen3", "gpt2"])
 def test_a_step_of_native_layers_gives_the_logits_of_the_reference(
     isa: str, dtype: torch.dtype, spec: DecoderSpec
 ) -> None:
-    tokens = torch.randint(spec.vocab, (150,), generator=torch.Generator().manual_seed(5)).tolist()
-    chunk = Chunk(1, 0, tuple(tokens), (tuple(range(10)),), last(149))
-    ours, slow = (
-        run.collect(run.submit(plan(chunk))).chunks[0].sampled[0]
-        for run in (executor(spec, dtype=dtype, native=opened(isa)), executor(spec, dtype=dtype))
-    )
+    ours, slow = likeliest(spec, dtype, isa), likeliest(spec, dtype, "reference")
     reach = {torch.float32: 1e-4, torch.bfloat16: 0.15}[dtype]
     ours_of = dict(ours.top)
     assert all(abs(ours_of.get(token, value) - value) < reach for token, value in slow.top)

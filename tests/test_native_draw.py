@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from dataclasses import replace
+from functools import cache
 
 import pytest
 import torch
@@ -50,7 +51,7 @@ def row(kind: str, vocab: int, seed: int) -> Tensor:
     return noise * 3
 
 
-def some_samples(vocab: int, seed: int, count: int = 40) -> list[SampleAt]:
+def some_samples(vocab: int, seed: int, count: int) -> list[SampleAt]:
     """Samples of every kind: filters on and off, at their ends, biased, banned, with log-probabilities."""
     rng = random.Random(seed)
     tokens = rng.sample(range(vocab), k=min(vocab, 5))
@@ -70,6 +71,14 @@ def some_samples(vocab: int, seed: int, count: int = 40) -> list[SampleAt]:
     ]
 
 
+@cache
+def drawn_by_the_rules(kind: str, vocab: int, *, seed: int, count: int) -> tuple[Tensor, list[SampleAt], list[Draw]]:
+    """Logits, samples, and their draws: the same for every instruction set, and slow."""
+    samples = some_samples(vocab, seed, count)
+    logits = torch.stack([row(kind, vocab, seed) for seed in range(count)])
+    return logits, samples, draw_all(logits, samples)
+
+
 def same(ours: list[Draw], slow: list[Draw]) -> bool:
     return repr(ours) == repr(slow)  # NaN is not equal to itself
 
@@ -78,9 +87,7 @@ def same(ours: list[Draw], slow: list[Draw]) -> bool:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("vocab", VOCABS)
 def test_draws_are_those_of_the_rules_to_the_bit(isa: str, kind: str, vocab: int) -> None:
-    samples = some_samples(vocab, seed=vocab)
-    logits = torch.stack([row(kind, vocab, seed) for seed in range(len(samples))])
-    expected = draw_all(logits, samples)
+    logits, samples, expected = drawn_by_the_rules(kind, vocab, seed=vocab, count=40)
     assert same(native(isa).draw(logits, samples), expected)
     assert same(native(isa, 1).draw(logits.flip(0), samples[::-1]), expected[::-1])
 
@@ -88,9 +95,8 @@ def test_draws_are_those_of_the_rules_to_the_bit(isa: str, kind: str, vocab: int
 @pytest.mark.parametrize("isa", ISAS)
 def test_a_vocabulary_of_150_000_is_drawn_from_as_the_rules_say(isa: str) -> None:
     for kind in ("normal", "peaked", "few values"):
-        samples = some_samples(151_936, seed=5, count=16)
-        logits = torch.stack([row(kind, 151_936, seed) for seed in range(len(samples))])
-        assert same(native(isa).draw(logits, samples), draw_all(logits, samples))
+        logits, samples, expected = drawn_by_the_rules(kind, 151_936, seed=5, count=16)
+        assert same(native(isa).draw(logits, samples), expected)
 
 
 @pytest.mark.parametrize("isa", ISAS)

@@ -44,17 +44,20 @@ def attention_of(kernels: str) -> Attention:
     return select("cpu", opened(kernels)).kernels.attention
 
 
-def expected(query: Tensor, plain: tuple[Tensor, Tensor], *, position: int, scoring: Scoring) -> Tensor:
-    """Attention of one query [heads, width] in float64, from the formula."""
-    heads, width = query.shape
-    first = max(0, position + 1 - scoring.window) if scoring.window else 0
-    k, v = (x[first : position + 1].double().repeat_interleave(heads // x.shape[1], dim=1) for x in plain)
-    scores = torch.einsum("hd,phd->hp", query.double(), k) * width**-0.5
+def expected(query: Tensor, plain: tuple[Tensor, Tensor], *, positions: list[int], scoring: Scoring) -> Tensor:
+    """Attention of queries [rows, heads, width] at these positions in float64, from the formula."""
+    heads, width = query.shape[1:]
+    k, v = (x.double().repeat_interleave(heads // x.shape[1], dim=1) for x in plain)
+    scores = torch.einsum("rhd,phd->rhp", query.double(), k) * width**-0.5
     if scoring.cap:
         scores = scoring.cap * torch.tanh(scores / scoring.cap)
-    sinks = torch.full((heads, 1), -math.inf) if scoring.sinks is None else scoring.sinks[:, None]
-    weights = torch.cat((scores, sinks.double()), dim=1).softmax(-1)[:, :-1]
-    return torch.einsum("hp,phd->hd", weights, v)
+    behind = torch.tensor(positions)[:, None] - torch.arange(len(k))  # how far a key is behind a query
+    sees = (behind >= 0) & (behind < (scoring.window or len(k)))
+    scores = scores.masked_fill(~sees[:, None], -math.inf)
+    sinks = torch.full((heads,), -math.inf) if scoring.sinks is None else scoring.sinks
+    sinks = sinks.double().expand(len(positions), heads)[:, :, None]
+    weights = torch.cat((scores, sinks), dim=2).softmax(-1)[:, :, :-1]
+    return torch.einsum("rhp,phd->rhd", weights, v)
 
 
 @pytest.mark.parametrize("kernels", KERNELS)
@@ -76,9 +79,8 @@ def test_scores_are_windowed_capped_and_sunk_as_the_formulas_say(
     chunks = (Chunk(1, 250, (0,) * 39, (tuple(table),)), Chunk(2, 20, (0,), (tuple(table),)))
     ours = attention_of(kernels)(query, keys, values, tiles=make_tiles(chunks, how), scoring=scoring)
     tolerance = 2e-5 if dtype == torch.float32 else 2e-2
-    for row, position in enumerate([*range(250, 289), 20]):
-        right = expected(query[row], (plain[0], plain[1]), position=position, scoring=scoring)
-        torch.testing.assert_close(ours[row].double(), right, rtol=tolerance, atol=tolerance)
+    right = expected(query, (plain[0], plain[1]), positions=[*range(250, 289), 20], scoring=scoring)
+    torch.testing.assert_close(ours.double(), right, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("kernels", KERNELS)
