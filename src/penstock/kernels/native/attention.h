@@ -67,6 +67,10 @@ struct Segment {
         for (int64_t at = 0; at < a.width; at += 64 / static_cast<int64_t>(sizeof(T)))
             __builtin_prefetch(row(cache, i) + at, 0, 2);
     }
+    // The cache line of its number `at`.
+    PENSTOCK_INLINE void fetch_line(const void* cache, int64_t i, int64_t at) const {
+        if (has(i)) __builtin_prefetch(row(cache, i) + at, 0, 2);
+    }
     // A panel's part of it.
     PENSTOCK_INLINE void fetch(const void* cache, int64_t i, int64_t panel) const {
         if (!has(i)) return;

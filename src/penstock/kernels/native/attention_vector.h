@@ -43,30 +43,42 @@ struct VectorUnit {
         attend_segment(tile, space, start, segment, next);
     }
 
-    // Keys are the columns: LANES of them at a time are turned, a vector of the head's width at a time.
+    // Keys are the columns: LANES of them at a time are turned, a vector of the head's width at a time. On the way their
+    // values are fetched, a line of each at a time: all at once would wait for the memory.
     template <class T>
     static void pack_keys(const Segment<T>& segment, int64_t panel, float* right) {
+        constexpr int64_t LINE = 64 / sizeof(T);
         for (int64_t column = 0; column < PANEL; column += LANES) {
             const int64_t key = panel * PANEL + column, width = segment.a.width;
-            for (int64_t j = 0; j < LANES; ++j) segment.fetch_row(segment.a.values, key + j);
             const bool all = segment.has(key) && segment.has(key + LANES - 1);
             const int64_t whole = all ? width / LANES * LANES : 0;
             const T* rows[LANES];
             for (int64_t j = 0; j < LANES; ++j) rows[j] = segment.row(segment.a.keys, all ? key + j : 0);
-            for (int64_t i = 0; i < whole; i += LANES)
-                turn_square(right + i * PANEL + column, LANES, [&](int64_t j) { return load(rows[j] + i); });
-            for (int64_t i = whole; i < width; i += LANES)
-                turn_square(right + i * PANEL + column, width - i,
-                            [&](int64_t j) { return segment.load(segment.a.keys, key + j, i); });
+            for (int64_t i = 0; i < width; i += LANES) {
+                for (int64_t j = 0; j < LANES && i % LINE == 0; ++j) segment.fetch_line(segment.a.values, key + j, i);
+                if (i < whole)
+                    turn_square(right + i * PANEL + column, LANES, [&](int64_t j) { return load(rows[j] + i); });
+                else
+                    turn_square(right + i * PANEL + column, width - i,
+                                [&](int64_t j) { return segment.load(segment.a.keys, key + j, i); });
+            }
         }
     }
 
     template <class T>
     static void pack_values(const Segment<T>& segment, const Segment<T>& next, int64_t panel, float* right) {
+        const int64_t first = panel * PANEL;
+        const bool is_whole = segment.a.width - first >= PANEL;
         for (int64_t key = 0; key < segment.count; ++key) {
             next.fetch(next.a.keys, key, panel);
-            for (int64_t i = 0; i < PANEL; i += LANES)
-                store(right + key * PANEL + i, segment.load(segment.a.values, key, panel * PANEL + i));
+            float* to = right + key * PANEL;
+            if (is_whole && segment.has(key)) {
+                const T* from = segment.row(segment.a.values, key) + first;
+                for (int64_t i = 0; i < PANEL; i += LANES) store(to + i, load(from + i));
+            } else {
+                for (int64_t i = 0; i < PANEL; i += LANES)
+                    store(to + i, segment.load(segment.a.values, key, first + i));
+            }
         }
     }
 

@@ -62,11 +62,14 @@ PENSTOCK_INLINE Vec fma(Vec a, Vec b, Vec c) {
 PENSTOCK_INLINE Vec load(const uint16_t* from) {
     HalfVec half;
     std::memcpy(&half, from, sizeof half);
-#if defined(__AVX2__) && !defined(__AVX512F__)
-    return (Vec)_mm256_slli_epi32(_mm256_cvtepu16_epi32((__m128i)half), 16);  // GCC 12 widens in two halves below
+#if defined(__AVX512F__)  // GCC 12 converts in two halves by itself
+    const BitVec wide = (BitVec)_mm512_maskz_cvtepu16_epi32(0xffff, (__m256i)half);
+#elif defined(__AVX2__)
+    const BitVec wide = (BitVec)_mm256_cvtepu16_epi32((__m128i)half);
 #else
-    return (Vec)(__builtin_convertvector(half, BitVec) << 16);
+    const BitVec wide = __builtin_convertvector(half, BitVec);
 #endif
+    return (Vec)(wide << 16);
 }
 
 // The two neighbours along K of each column, from packed pairs.
@@ -85,7 +88,11 @@ PENSTOCK_INLINE void store(uint16_t* to, Vec v) {
     const BitVec bits = (BitVec)v;
     const BitVec rounded = bits + 0x7fffU + ((bits >> 16) & 1U);
     const BitVec chosen = v == v ? rounded : (bits | 0x400000U);
+#if defined(__AVX512F__)
+    const HalfVec half = (HalfVec)_mm512_maskz_cvtepi32_epi16(0xffff, (__m512i)(chosen >> 16));
+#else
     const HalfVec half = __builtin_convertvector(chosen >> 16, HalfVec);
+#endif
     std::memcpy(to, &half, sizeof half);
 }
 
