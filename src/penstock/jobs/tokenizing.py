@@ -79,11 +79,11 @@ class Preparer:
         except Exception:  # noqa: BLE001  it comes again, and is written down, when the row is claimed
             return found
         return found._replace(
-            priority=self._rank(asks, counts),
             tokens=pack_tokens(request.prompt_tokens),
             max_tokens=asks.params.max_tokens,
             room_tokens=self._setup.context_tokens - len(request.prompt_tokens),
             samples=asks.params.n,
+            priority=self._rank(asks, counts),
             fingerprint=bytes.fromhex(request.fingerprint())[:16] if request.is_repeatable else None,
         )
 
@@ -100,17 +100,16 @@ class Preparer:
 
 def identify(line: InputLine, model: str, counts: Counter[str]) -> tuple[Prepared, BatchRow | None]:
     """What is known of a line without a tokenizer; adds to what is counted of rows. No row: it is a bad one."""
-    found = Prepared(line.row, line.line, len(line.data), line.at, line.data if line.at is None else None, None)
+    known = (line.row, line.line, len(line.data), line.at, line.data if line.at is None else None)
     try:
         asks = parse_row(line.data)
     except BadRow:
-        return found, None
+        return Prepared(*known, None), None
     for name in asks.ignored:
         counts[f"ignored:{name}"] += 1
     if asks.model is not None and asks.model != model:
         counts["other_models"] += 1
-    custom_id = blake2b(asks.custom_id.encode(), digest_size=16).digest()
-    return found._replace(custom_id=custom_id), asks
+    return Prepared(*known, blake2b(asks.custom_id.encode(), digest_size=16).digest()), asks
 
 
 class Workers:
@@ -171,7 +170,7 @@ class Workers:
         stdin = self._workers[at].stdin
         assert stdin is not None
         with suppress(BrokenPipeError):  # it died; `_receive` finds out
-            pickle.dump(lines, stdin)
+            pickle.dump(_columns(lines), stdin)
             stdin.flush()
 
     def _receive(self, at: int, pending: list[list[InputLine] | None]) -> Batch:
@@ -180,13 +179,13 @@ class Workers:
         assert lines is not None
         assert worker.stdout is not None
         try:
-            found: Batch = pickle.load(worker.stdout)
+            columns, counted = pickle.load(worker.stdout)
         except (EOFError, pickle.UnpicklingError):
             self._end(worker)
             self._workers[at] = self._start()
             counts: Counter[str] = Counter()
             return Batch([identify(line, self._setup.model, counts)[0] for line in lines], counts, lost=len(lines))
-        return found
+        return Batch(list(map(Prepared._make, zip(*columns, strict=True))), counted)
 
     def close(self) -> None:
         """End the workers."""
@@ -203,14 +202,20 @@ class Workers:
                 pipe.close()
 
 
+def _columns(rows: Iterable[tuple[object, ...]]) -> list[tuple[object, ...]]:
+    """Rows as they go through a pipe: by columns, since to name each row's type takes longer than what is in it."""
+    return list(zip(*rows, strict=True))
+
+
 def serve() -> None:
     """Prepare batches from the standard input until it ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     preparer = Preparer(*pickle.load(sys.stdin.buffer))
     while True:
         try:
-            lines = pickle.load(sys.stdin.buffer)
+            lines = map(InputLine._make, zip(*pickle.load(sys.stdin.buffer), strict=True))
         except EOFError:
             return
-        pickle.dump(preparer.prepare(lines), sys.stdout.buffer)
+        batch = preparer.prepare(lines)
+        pickle.dump((_columns(batch.rows), batch.counts), sys.stdout.buffer)
         sys.stdout.buffer.flush()
