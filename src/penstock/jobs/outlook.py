@@ -95,13 +95,15 @@ class PlannedJob:
         """
         number, ends_s = len(self.outlines), found.simulated.ends_s
         step = max(1, number // CURVE_POINTS)
+        parts = [(start, min(start + step, number)) for start in range(0, number, step)]
         if ends_s:
             yield ends_s[0], 0.0
+            yield from ((ends_s[end - 1], end / number) for _, end in parts)
+            return
         whole, done = weight(self.outlines.total, terms), 0.0
-        for start in range(0, number, step):
-            end = min(start + step, number)
+        for start, end in parts:
             done += weight(self.outlines.sums(start, end), terms)
-            yield (ends_s[end - 1] if ends_s else found.seconds * done / whole), end / number
+            yield found.seconds * done / whole, end / number
 
     def _rows(self, first: int, last: int) -> Iterator[PlannedRow]:
         if first < last:
