@@ -44,6 +44,7 @@ GPT2 = replace(
     tied=True,
 )
 QWEN3 = replace(LLAMA, qk_norm=True, kv_heads=1, tied=True)
+WINDOWS = replace(LLAMA, windows=(150, 40))
 
 
 def random_weights(spec: DecoderSpec, *, dtype: torch.dtype = torch.float32, seed: int = 0) -> DecoderWeights:

@@ -53,6 +53,19 @@ def test_a_decoding_sequence_reads_all_that_it_has() -> None:
     assert found.moved_bytes == 4 * (3 * LAYER + HEAD + (6 + 1) * KV)
 
 
+def test_a_layer_with_a_window_sees_and_reads_no_more_than_that() -> None:
+    """One of the three layers sees 3 positions, the new one among them."""
+    spec = replace(SPEC, windows=(None, 3, None))
+    full = cost(chunk(1, 6, 1, 4, 5, samples=1))
+    found = step_cost(spec, StepPlan(1, (chunk(1, 6, 1, 4, 5, samples=1),)), element_bytes=2, block_tokens=4)
+    assert full.flops - found.flops == 2 * (7 - 3) * PAIR // 3
+    assert full.moved_bytes - found.moved_bytes == 2 * (6 - 2) * KV // 3
+    prompt = (chunk(1, 2, 5, 4, 5),)  # queries at 2 .. 6 see 3 each; positions 0 and 1 are read
+    found, full = step_cost(spec, StepPlan(1, prompt), element_bytes=2, block_tokens=4), cost(*prompt)
+    assert full.flops - found.flops == 2 * (3 + 4 + 5 + 6 + 7 - 5 * 3) * PAIR // 3
+    assert full.moved_bytes == found.moved_bytes
+
+
 def test_blocks_that_sequences_share_are_read_once() -> None:
     alone = cost(chunk(1, 9, 1, 5, 6, 7))
     shared = cost(chunk(1, 9, 1, 5, 6, 7), chunk(2, 10, 1, 5, 6, 8))
@@ -89,9 +102,10 @@ class Watched(SimulatedExecutor):
     """Adds up what the steps of a plan must cost."""
 
     cost = Cost(0, 0)
+    spec = SPEC
 
     def submit(self, plan: StepPlan) -> Ticket:
-        step = step_cost(SPEC, plan, element_bytes=2, block_tokens=4)
+        step = step_cost(self.spec, plan, element_bytes=2, block_tokens=4)
         self.cost = Cost(*map(int.__add__, self.cost, step))
         return super().submit(plan)
 
@@ -99,10 +113,22 @@ class Watched(SimulatedExecutor):
 ROWS = st.tuples(st.lists(st.integers(0, 1), min_size=1, max_size=12), st.integers(1, 9), st.integers(1, 3))
 
 
-@given(st.lists(ROWS, max_size=12), st.integers(1, 6), st.integers(6, 40), st.integers(8, 60), st.randoms())
+@given(
+    st.lists(ROWS, max_size=12),
+    st.integers(1, 6),
+    st.integers(6, 40),
+    st.integers(8, 60),
+    st.tuples(*[st.none() | st.integers(1, 12)] * SPEC.layers),
+    st.randoms(),
+)
 @settings(max_examples=100)
 def test_no_plan_of_a_job_beats_its_cost(
-    asked: list[tuple[list[int], int, int]], sequences: int, budget: int, blocks: int, draw: random.Random
+    asked: list[tuple[list[int], int, int]],
+    sequences: int,
+    budget: int,
+    blocks: int,
+    windows: tuple[int | None, ...],
+    draw: random.Random,
 ) -> None:
     outlines, rows = [], []
     before: tuple[int, ...] = ()
@@ -114,7 +140,8 @@ def test_no_plan_of_a_job_beats_its_cost(
     draw.shuffle(rows)
     known = terms(sequences=sequences, budget=budget, blocks=blocks)
     executor = Watched(known)
+    executor.spec = spec = replace(SPEC, windows=windows)
     assert simulate(rows, known, executor=executor).failed == 0
-    least = job_cost(SPEC, outlines, element_bytes=2)
+    least = job_cost(spec, outlines, element_bytes=2)
     assert least.flops <= executor.cost.flops
     assert least.moved_bytes <= executor.cost.moved_bytes

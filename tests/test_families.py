@@ -8,7 +8,17 @@ from dataclasses import replace
 import pytest
 
 from penstock.errors import ModelError
-from penstock.models.families import FAMILIES, GPT2, LLAMA, QWEN3, family_named, parameter_shapes, read_config
+from penstock.models.config_json import read_config
+from penstock.models.families import (
+    FAMILIES,
+    GPT2,
+    LLAMA,
+    MISTRAL,
+    QWEN2,
+    QWEN3,
+    family_named,
+    parameter_shapes,
+)
 from penstock.models.spec import DecoderSpec, RopeScaling
 
 Config = dict[str, object]
@@ -214,7 +224,7 @@ def test_an_old_rope_type_key_and_a_default_original_length_are_read() -> None:
 @pytest.mark.parametrize(
     ("fields", "problem"),
     [
-        ({"architectures": ["MistralForCausalLM"], "model_type": "mistral"}, r"\['MistralForCausalLM'\]"),
+        ({"architectures": ["GemmaForCausalLM"], "model_type": "gemma"}, r"\['GemmaForCausalLM'\]"),
         ({"architectures": ["LlamaForSequenceClassification"]}, "LlamaForSequenceClassification"),
         ({"model_type": "qwen3"}, "model_type 'qwen3'"),
         ({"architectures": ["LlamaForCausalLM", "Other"]}, "Other"),
@@ -276,8 +286,98 @@ def test_values_that_ask_for_nothing_are_fine() -> None:
     assert read_config(changed(LLAMA2, **plain)).spec == read_config(LLAMA2).spec
     layers: Config = {"layer_types": ["full_attention"] * 28, "sliding_window": 4096}
     assert read_config(changed(QWEN3_06B, **layers)).spec == read_config(QWEN3_06B).spec
-    with pytest.raises(ModelError, match="use_sliding_window"):
-        read_config(changed(QWEN3_06B, use_sliding_window=True, sliding_window=4096))
+
+
+MISTRAL_7B: Config = {
+    "architectures": ["MistralForCausalLM"],
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "hidden_act": "silu",
+    "hidden_size": 4096,
+    "initializer_range": 0.02,
+    "intermediate_size": 14336,
+    "max_position_embeddings": 32768,
+    "model_type": "mistral",
+    "num_attention_heads": 32,
+    "num_hidden_layers": 32,
+    "num_key_value_heads": 8,
+    "rms_norm_eps": 1e-05,
+    "rope_theta": 10000.0,
+    "sliding_window": 4096,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+    "transformers_version": "4.34.0.dev0",
+    "use_cache": True,
+    "vocab_size": 32000,
+}
+QWEN25_05B: Config = {
+    "architectures": ["Qwen2ForCausalLM"],
+    "attention_dropout": 0.0,
+    "bos_token_id": 151643,
+    "eos_token_id": 151645,
+    "hidden_act": "silu",
+    "hidden_size": 896,
+    "initializer_range": 0.02,
+    "intermediate_size": 4864,
+    "max_position_embeddings": 32768,
+    "max_window_layers": 21,
+    "model_type": "qwen2",
+    "num_attention_heads": 14,
+    "num_hidden_layers": 24,
+    "num_key_value_heads": 2,
+    "rms_norm_eps": 1e-06,
+    "rope_theta": 1000000.0,
+    "sliding_window": 32768,
+    "tie_word_embeddings": True,
+    "torch_dtype": "bfloat16",
+    "transformers_version": "4.43.1",
+    "use_cache": True,
+    "use_sliding_window": False,
+    "vocab_size": 151936,
+}
+
+
+def test_mistral() -> None:
+    family, spec = read_config(MISTRAL_7B)
+    assert family == MISTRAL
+    assert (spec.kv_heads, spec.head_dim, spec.qkv_bias, spec.windows) == (8, 128, False, (4096,) * 32)
+    assert read_config(without(MISTRAL_7B, "sliding_window")).spec == spec  # as transformers has it
+    assert read_config(changed(MISTRAL_7B, sliding_window=None)).spec == replace(spec, windows=())
+    assert read_config(changed(MISTRAL_7B, sliding_window=32768)).spec == replace(spec, windows=())
+
+
+def test_qwen2() -> None:
+    family, spec = read_config(QWEN25_05B)
+    assert family == QWEN2
+    assert (spec.head_dim, spec.tied, spec.windows) == (64, True, ())
+    assert (spec.qkv_bias, spec.out_bias, spec.mlp_bias, spec.qk_norm) == (True, False, False, False)
+
+
+@pytest.mark.parametrize("config", [QWEN25_05B, QWEN3_06B], ids=["qwen2", "qwen3"])
+def test_which_layers_of_qwen_have_windows(config: Config) -> None:
+    layers = config["num_hidden_layers"]
+    assert isinstance(layers, int)
+    some = changed(config, use_sliding_window=True, sliding_window=4096, max_window_layers=layers - 2)
+    assert read_config(some).spec.windows == (None,) * (layers - 2) + (4096,) * 2
+    assert read_config(changed(some, use_sliding_window=False)).spec.windows == ()
+    named: Config = {"layer_types": ["sliding_attention"] + ["full_attention"] * (layers - 1)}
+    assert read_config(changed(some, **named)).spec.windows == (4096,) + (None,) * (layers - 1)
+
+
+@pytest.mark.parametrize(
+    ("fields", "problem"),
+    [
+        ({"sliding_window": 0}, "sliding_window is 0; it must be a whole number of at least 1"),
+        ({"sliding_window": "4096"}, "sliding_window is '4096'"),
+        ({"layer_types": ["sliding_attention"]}, "it must be a list of 24 'full_attention' or 'sliding_attention'"),
+        ({"layer_types": ["linear_attention"] * 24}, "layer_types = .'linear_attention'"),
+        ({"max_window_layers": None}, "max_window_layers is None; it must be a whole number of at least 0"),
+        ({"use_sliding_window": 1}, "use_sliding_window is 1; it must be true or false"),
+    ],
+)
+def test_windows_that_cannot_be_read_are_refused(fields: Config, problem: str) -> None:
+    with pytest.raises(ModelError, match=problem):
+        read_config({**QWEN25_05B, "use_sliding_window": True, "max_window_layers": 0} | fields)
 
 
 def test_biases_of_attention_are_on_both_sides_of_it() -> None:

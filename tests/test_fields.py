@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import sys
+from collections.abc import Callable
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from penstock import fields
 from penstock.errors import RowError, RowErrorCode
@@ -35,6 +39,25 @@ def test_what_the_parser_lets_pass_is_a_flaw_of_a_value_that_can_be_looked_into(
     line: bytes, value: object, flaw: str
 ) -> None:
     assert load(line) == (value, [flaw])
+
+
+PARTS = [*"{}[],: x", '"a"', '"b"', "1", "-2.5e9", "1e999", "NaN", "-Infinity", "null", "true"]
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text("ab", max_size=1), inner, max_size=3),
+)
+
+
+@given(VALUES.map(json.dumps) | st.lists(st.sampled_from(PARTS), max_size=12).map("".join))
+def test_the_quick_parser_says_what_the_one_that_tells_flaws_says(text: str) -> None:
+    def outcome(parse: Callable[[str, list[str]], object]) -> tuple[str, list[str]]:
+        flaws: list[str] = []
+        try:
+            return repr(parse(text, flaws)), flaws
+        except RowError as error:
+            return error.message, flaws
+
+    assert outcome(fields._parsed) == outcome(fields._looked_into)
 
 
 def test_half_a_surrogate_pair_is_a_flaw_and_a_whole_one_is_a_character() -> None:

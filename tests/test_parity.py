@@ -61,14 +61,27 @@ LEARNED: dict[str, Any] = {
 }
 BIASED = {**ROTARY, "attention_bias": True, "mlp_bias": True}
 LLAMA3 = {**ROTARY, "rope_parameters": {**LLAMA3_ROPE, "rope_theta": 500000.0}, "tie_word_embeddings": True}
+MISTRAL = {key: value for key, value in ROTARY.items() if key != "head_dim"} | {"sliding_window": 20}
+QWEN2 = {**MISTRAL, "sliding_window": 130, "use_sliding_window": True, "max_window_layers": 1}
 QWEN3 = {**ROTARY, "head_dim": 24, "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}
+
+ALTERNATING = {
+    "sliding_window": 20,
+    "use_sliding_window": True,
+    "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+}
 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama2": ("Llama", {**ROTARY, "num_key_value_heads": 4}),
     "llama3": ("Llama", LLAMA3),
     "llama biases": ("Llama", BIASED),
     "llama wide heads": ("Llama", {**ROTARY, "head_dim": 32, "num_key_value_heads": 1}),
+    "mistral": ("Mistral", MISTRAL),
+    "mistral without windows": ("Mistral", {**MISTRAL, "sliding_window": None, "head_dim": 32}),
+    "qwen2": ("Qwen2", {**QWEN2, "use_sliding_window": False, "tie_word_embeddings": True}),
+    "qwen2 with windows": ("Qwen2", QWEN2),
     "qwen3": ("Qwen3", QWEN3),
+    "qwen3 with windows": ("Qwen3", {**QWEN3, **ALTERNATING}),
     "qwen3 tied biases": ("Qwen3", {**QWEN3, "attention_bias": True, "tie_word_embeddings": True}),
     "gpt2": ("GPT2", LEARNED),
     "gpt2 untied wide": ("GPT2", {**LEARNED, "n_inner": 80, "tie_word_embeddings": False}),
@@ -247,6 +260,8 @@ SWITCHED: dict[str, tuple[str, dict[str, Any], Weights]] = {
     "positions (learned)": ("gpt2", {"positions": "rotary"}, lambda weights: replace(weights, positions=None)),
     "positions (rotary)": ("llama2", {"positions": "learned"}, unchanged),
     "mlp": ("llama2", {"mlp": "gelu_tanh"}, up_alone),
+    "windows": ("mistral", {"windows": ()}, unchanged),
+    "windows of some layers": ("qwen2 with windows", {"windows": (None, None, 130)}, unchanged),
 }
 
 

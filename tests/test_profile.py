@@ -51,6 +51,17 @@ def test_longer_chunks_are_cut_into_tiles_of_which_each_reads_up_to_its_end() ->
     assert found == Work(5, 1, 1, 1, 1, 0, 0, 0, tile_reads=6 + 8 + 9, pairs=5 + 6 + 7 + 8 + 9)
 
 
+def test_layers_with_windows_read_less_and_all_layers_count_in_the_mean() -> None:
+    """Two layers of three see 3 positions."""
+    windows = ((None, 1), (3, 2))
+    single = StepPlan(1, (chunk(9, 1, 5, 6, 7), chunk(10, 1, 5, 6, 8)))
+    found = work_of(single, block_tokens=4, tile_queries=2, windows=windows)
+    assert (found.reads, found.shared_reads) == (round((16 + 2 * 6) / 3), round((5 + 2 * 0) / 3))
+    found = work_of(StepPlan(1, (chunk(4, 5, 1, 2, 3),)), block_tokens=4, tile_queries=2, windows=windows)
+    tiles = (6 - 2) + (8 - 4) + (9 - 6)
+    assert (found.tile_reads, found.pairs) == (round((23 + 2 * tiles) / 3), round((35 + 2 * 5 * 3) / 3))
+
+
 def test_a_tile_has_as_many_queries_as_its_rows_have_heads_to_a_key() -> None:
     assert [queries_of_tile(16, 8), queries_of_tile(4, 4), queries_of_tile(128, 1)] == [32, 64, 1]
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from penstock.errors import ModelError
-from penstock.models.families import Config, read_config
+from penstock.models.config_json import Config, read_config
 from penstock.models.spec import DecoderSpec
 
 DEMO = "demo"

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from penstock.models.spec import DecoderSpec, KVGroup
+from penstock.models.spec import DecoderSpec
 from penstock.outlines import Outline
 from penstock.step import Chunk, StepPlan
 
@@ -24,26 +24,33 @@ class Cost(NamedTuple):
     moved_bytes: int
 
 
+class _Seen(NamedTuple):
+    """What the layers of one window see: pairs of a query and a key, positions that are read or written."""
+
+    pairs: int
+    positions: int
+
+
 class _Counts(NamedTuple):
-    """What costs: tokens through the layers and through the head, pairs of a query and a key that it sees, how often
-    the weights of layers and head are read, and the positions of each KV group that are read or written.
+    """What costs: tokens through the layers and through the head, how often the weights of layers and head are read,
+    and what layers see, by their window.
     """
 
     tokens: int
     drawn: int
-    pairs: int
     layer_reads: int
     head_reads: int
-    positions: list[int]
+    seen: dict[int | None, _Seen]
 
 
 def step_cost(spec: DecoderSpec, plan: StepPlan, *, element_bytes: int, block_tokens: int) -> Cost:
     """The cost of a step, with weights and KV in elements of `element_bytes`."""
     drawn = sum(len(chunk.samples) for chunk in plan.chunks)
-    pairs = sum(_pairs(chunk.start, chunk.end) for chunk in plan.chunks)
-    groups = range(len(spec.kv_groups))
-    positions = [plan.num_tokens + _cached_positions(plan.chunks, group, block_tokens) for group in groups]
-    return _cost(spec, _Counts(plan.num_tokens, drawn, pairs, 1, min(1, drawn), positions), element_bytes)
+    seen = {}
+    for window in spec.layers_by_window:
+        pairs = sum(num_pairs(chunk.start, chunk.end, window) for chunk in plan.chunks)
+        seen[window] = _Seen(pairs, plan.num_tokens + _cached_positions(plan.chunks, block_tokens, window))
+    return _cost(spec, _Counts(plan.num_tokens, drawn, 1, min(1, drawn), seen), element_bytes)
 
 
 def job_cost(spec: DecoderSpec, rows: Iterable[Outline], *, element_bytes: int) -> Cost:
@@ -51,8 +58,8 @@ def job_cost(spec: DecoderSpec, rows: Iterable[Outline], *, element_bytes: int) 
 
     Each distinct token of the prompts and each token of the answers is computed once (but for an answer's last, which
     is only drawn). A sequence draws one token a step, so the weights are read as often as the longest answer has
-    tokens; and a position is read in each step in which an answer behind it goes on, so at least by the row that is
-    the first to have it, for each of that one's own tokens.
+    tokens; and a position is read in each step in which an answer behind it goes on and sees it, so at least by the row
+    that is the first to have it, for each of that one's own tokens. Walks the rows once more for each window.
     """
     tokens = drawn = pairs = reads = longest = 0
     for prompt_tokens, new_tokens, output_tokens, samples in rows:
@@ -60,21 +67,34 @@ def job_cost(spec: DecoderSpec, rows: Iterable[Outline], *, element_bytes: int) 
         more = max(0, each - 1)  # tokens of each sample that are computed
         tokens += new_tokens + samples * more
         drawn += output_tokens
-        pairs += _pairs(prompt_tokens - new_tokens, prompt_tokens)
-        pairs += samples * _pairs(prompt_tokens, prompt_tokens + more)
+        pairs += num_pairs(prompt_tokens - new_tokens, prompt_tokens)
+        pairs += samples * num_pairs(prompt_tokens, prompt_tokens + more)
         reads += more * new_tokens + samples * (more * (more - 1) // 2)
         longest = max(longest, each)
-    positions = [tokens + reads] * len(spec.kv_groups)
-    return _cost(spec, _Counts(tokens, drawn, pairs, longest, longest, positions), element_bytes)
+    seen: dict[int | None, _Seen] = {None: _Seen(pairs, tokens + reads)}
+    seen |= {window: _seen_within(window, rows, tokens) for window in spec.layers_by_window if window is not None}
+    return _cost(spec, _Counts(tokens, drawn, longest, longest, seen), element_bytes)
+
+
+def _seen_within(window: int, rows: Iterable[Outline], tokens: int) -> _Seen:
+    """What layers with a window see of a job's rows; `tokens` are computed in all."""
+    pairs = reads = 0
+    for prompt_tokens, new_tokens, output_tokens, samples in rows:
+        more = max(0, output_tokens // samples - 1)
+        pairs += num_pairs(prompt_tokens - new_tokens, prompt_tokens, window)
+        pairs += samples * num_pairs(prompt_tokens, prompt_tokens + more, window)
+        reads += _reads(new_tokens, more, window) + samples * num_pairs(0, max(0, more - 1), window - 1)
+    return _Seen(pairs, tokens + reads)
 
 
 def _cost(spec: DecoderSpec, counts: _Counts, element_bytes: int) -> Cost:
-    layers, head = spec.layers * layer_elements(spec), spec.vocab * spec.hidden
-    products = counts.tokens * layers + counts.drawn * head
-    elements = counts.layer_reads * layers + counts.head_reads * head
-    for group, positions in zip(spec.kv_groups, counts.positions, strict=True):
-        products += counts.pairs * _attention_products(spec, group)
-        elements += positions * len(group.layers) * group.kv_heads * (group.k_width + group.v_width)
+    matrices, head = spec.layers * layer_elements(spec), spec.vocab * spec.hidden
+    products = counts.tokens * matrices + counts.drawn * head
+    elements = counts.layer_reads * matrices + counts.head_reads * head
+    for window, layers in spec.layers_by_window.items():
+        pairs, positions = counts.seen[window]
+        products += pairs * layers * spec.heads * 2 * spec.head_dim
+        elements += positions * layers * spec.kv_heads * 2 * spec.head_dim
     return Cost(2 * products, elements * element_bytes)
 
 
@@ -89,23 +109,32 @@ def least_s(cost: Cost, *, flops_per_s: float, bytes_per_s: float) -> float:
     return max(cost.flops / flops_per_s, cost.moved_bytes / bytes_per_s)
 
 
-def _pairs(start: int, end: int) -> int:
-    """Pairs of a query at a position from start to end and a key that it sees: position p sees p + 1 keys."""
-    return (end * (end + 1) - start * (start + 1)) // 2
+def num_pairs(start: int, end: int, window: int | None = None) -> int:
+    """Pairs of a query at a position from start to end and a key that it sees: position p sees p + 1, or `window`."""
+    if window is None:
+        return (end * (end + 1) - start * (start + 1)) // 2
+    bend = min(max(window, start), end)  # from here on queries see no more than those before them
+    return num_pairs(start, bend) + (end - bend) * window
 
 
-def _attention_products(spec: DecoderSpec, group: KVGroup) -> int:
-    """Multiplications for one pair of a query and a key, over the group's layers and all query heads."""
-    return len(group.layers) * spec.heads * (group.k_width + group.v_width)
+def _reads(tokens: int, steps: int, window: int) -> int:
+    """How often so many positions are read by the queries right behind them, one a step: the later, the fewer."""
+    whole = min(steps, max(0, window - tokens))  # steps that see all of them
+    seen = max(0, min(tokens, window - 1 - whole))  # in the next step; then one fewer in each
+    rest = min(steps - whole, seen)
+    return whole * tokens + rest * seen - rest * (rest - 1) // 2
 
 
-def _cached_positions(chunks: tuple[Chunk, ...], group: int, block_tokens: int) -> int:
-    """Positions computed in earlier steps that the chunks attend to, each once however many chunks share it."""
+def _cached_positions(chunks: tuple[Chunk, ...], block_tokens: int, window: int | None) -> int:
+    """Positions computed in earlier steps that the chunks see, each once however many chunks share it."""
     filled: dict[int, int] = {}
     for chunk in chunks:
         whole, rest = divmod(chunk.start, block_tokens)
-        table = chunk.tables[group]
-        filled.update(dict.fromkeys(table[:whole], block_tokens))
-        if rest:
-            filled[table[whole]] = max(rest, filled.get(table[whole], 0))
+        first, cut = divmod(0 if window is None else max(0, chunk.start - window + 1), block_tokens)
+        table = chunk.tables[0]
+        filled.update(dict.fromkeys(table[first + (cut > 0) : whole], block_tokens))
+        parts = [(first, block_tokens - cut)] if cut and first < whole else []
+        parts += [(whole, rest - (cut if first == whole else 0))] if rest else []
+        for at, count in parts:
+            filled[table[at]] = max(count, filled.get(table[at], 0))
     return sum(filled.values())

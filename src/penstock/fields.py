@@ -59,7 +59,40 @@ def _decoded(line: bytes) -> str:
         raise RowError(RowErrorCode.INVALID_JSON, message) from None
 
 
+class _Flawed(Exception):
+    """The text is no JSON, or has what JSON has not."""
+
+
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        raise _Flawed
+    return fields
+
+
+def _finite(number: str) -> float:
+    found = float(number)
+    if not math.isfinite(found):
+        raise _Flawed
+    return found
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise _Flawed
+
+
+_STRICT = json.JSONDecoder(object_pairs_hook=_unique, parse_float=_finite, parse_constant=_no_constant)
+
+
 def _parsed(text: str, flaws: list[str]) -> object:
+    """The value: nearly always from a parser that was made once and takes JSON only; else from one that tells flaws."""
+    try:
+        return _STRICT.decode(text)
+    except (_Flawed, ValueError, RecursionError):
+        return _looked_into(text, flaws)
+
+
+def _looked_into(text: str, flaws: list[str]) -> object:
     def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
         fields = dict(pairs)
         if len(fields) < len(pairs):
@@ -138,8 +171,8 @@ class Fields:
 
     def only(self, known: frozenset[str]) -> None:
         """Refuse any field that is not among the known ones."""
-        unknown = sorted(str(name) for name in self.values if name not in known)
-        if unknown:
+        if not self.values.keys() <= known:
+            unknown = sorted(str(name) for name in self.values if name not in known)
             close = difflib.get_close_matches(unknown[0][:_MAX_EXCERPT], sorted(known), 1)
             hint = f"; did you mean {close[0]}?" if close else "; leave it out"
             message = f"{self.path}{shortened(unknown[0])} is not a field that Penstock knows{hint}"

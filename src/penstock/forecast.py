@@ -14,6 +14,7 @@ import math
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cache, partial
 from typing import NamedTuple
 
 from penstock.config import ELEMENT_BYTES
@@ -30,6 +31,7 @@ LENGTH_FACTOR = 4  # a guessed answer may be so many times shorter, or longer up
 
 
 LoadRows = Callable[[int, int], list[SimRow]]
+Run = Callable[[tuple[SimRow, ...]], Simulated]
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,13 +85,15 @@ def forecast(
         is_certain: answers have exactly the lengths given, whatever the model says.
         limits: how much to simulate; None: as much as takes a few seconds.
     """
-    expected = estimate(outlines, load, terms, limits)
+    run = cache(lambda rows: simulate(rows, terms))  # the variants of many rows are what they are
+    load = cache(load)
+    expected = estimate(outlines, load, terms, limits, run)
     error = math.hypot(max(LEAST_ERROR, 2 * terms.profile.error), 2 * expected.spread)
     seconds = [expected.simulated.seconds]
     if not is_certain:
         for change in (shorter, longer):
             loaded = _changed(load, change)
-            seconds.append(estimate(outlines, loaded, terms, limits).simulated.seconds)
+            seconds.append(estimate(outlines, loaded, terms, limits, run).simulated.seconds)
     return Forecast(
         simulated=expected.simulated,
         low_s=min(seconds) / (1 + error),
@@ -111,27 +115,36 @@ def _optimal_s(outlines: Outlines, terms: Terms) -> float | None:
 
 def shorter(row: SimRow) -> SimRow:
     """The row, should its answer be much shorter than it is taken to be."""
-    return row._replace(output_tokens=max(1, row.output_tokens // LENGTH_FACTOR), expected_tokens=row.output_tokens)
+    return _with_output(row, max(1, row.output_tokens // LENGTH_FACTOR))
 
 
 def longer(row: SimRow) -> SimRow:
-    """The row, should its answer be much longer than it is taken to be (the simulation ends it at its max_tokens)."""
-    return row._replace(output_tokens=row.output_tokens * LENGTH_FACTOR, expected_tokens=row.output_tokens)
+    """The row, should its answer be much longer than it is taken to be, as far as its max_tokens go."""
+    most = row.output_tokens * LENGTH_FACTOR
+    return _with_output(row, min(most, max(row.output_tokens, row.params.max_tokens or most)))
+
+
+def _with_output(row: SimRow, tokens: int) -> SimRow:
+    """The row with an answer so long, which is taken to be as long as before."""
+    return row if tokens == row.output_tokens else row._replace(output_tokens=tokens, expected_tokens=row.output_tokens)
 
 
 def _changed(load: LoadRows, change: Callable[[SimRow], SimRow]) -> LoadRows:
     return lambda first, last: [change(row) for row in load(first, last)]
 
 
-def estimate(outlines: Outlines, load: LoadRows, terms: Terms, limits: Limits | None = None) -> Estimate:
-    """Simulate a job, or windows of it."""
+def estimate(
+    outlines: Outlines, load: LoadRows, terms: Terms, limits: Limits | None = None, run: Run | None = None
+) -> Estimate:
+    """Simulate a job, or windows of it; `run` simulates rows, on the same terms."""
+    run = run or partial(simulate, terms=terms)
     limits = limits or Limits(MOST_WORK, NUM_WINDOWS, GENERATIONS * terms.config.max_sequences)
     windows = _windows(outlines, terms, limits)
     if _amount(outlines.total, terms) <= limits.work or windows == [(0, len(outlines))]:
-        return Estimate(simulate(load(0, len(outlines)), terms), 0.0, len(outlines))
+        return Estimate(run(tuple(load(0, len(outlines)))), 0.0, len(outlines))
     halves = [(first + (last - first) // 2, last) for first, last in windows]
     runs = [
-        _run(load(*window), weight(outlines.sums(*half), terms), terms)
+        _halves(tuple(load(*window)), weight(outlines.sums(*half), terms), run)
         for window, half in zip(windows, halves, strict=True)
     ]
     rates = [run.rates for run in runs]
@@ -150,7 +163,7 @@ def _spread(values: Sequence[float]) -> float:
 
 
 def _count_tokens(
-    whole: Simulated, outlines: Outlines, halves: Sequence[tuple[int, int]], runs: Sequence[_Run]
+    whole: Simulated, outlines: Outlines, halves: Sequence[tuple[int, int]], runs: Sequence[_Halves]
 ) -> Simulated:
     """Tokens are known better than by weight: answers by their lengths, prompts by what of them is new.
 
@@ -206,7 +219,7 @@ def _reach(outlines: Outlines, start: int, terms: Terms, most: float, least_rows
     return count
 
 
-class _Run(NamedTuple):
+class _Halves(NamedTuple):
     """A window's simulation, and what its second half added for each unit of weight; of prompts, in all."""
 
     whole: Simulated
@@ -214,12 +227,12 @@ class _Run(NamedTuple):
     added_prompt_tokens: int
 
 
-def _run(rows: list[SimRow], added_weight: float, terms: Terms) -> _Run:
+def _halves(rows: tuple[SimRow, ...], added_weight: float, run: Run) -> _Halves:
     half = len(rows) // 2
-    first, whole = simulate(rows[:half], terms), simulate(rows, terms)
+    first, whole = run(rows[:half]), run(rows)
     added = added_weight or 1.0
     prompts = _prompt_tokens(whole, len(rows)) - _prompt_tokens(first, half)
-    return _Run(whole, [(b - a) / added for a, b in zip(_numbers(first), _numbers(whole), strict=True)], prompts)
+    return _Halves(whole, [(b - a) / added for a, b in zip(_numbers(first), _numbers(whole), strict=True)], prompts)
 
 
 def _prompt_tokens(found: Simulated, rows: int) -> int:
@@ -238,7 +251,7 @@ def _numbers(found: Simulated) -> list[float]:
     return [*(float(getattr(found, name)) for name in _SUMS), *found.parts.values()]
 
 
-def _from_numbers(numbers: Iterable[float], runs: Sequence[_Run]) -> Simulated:
+def _from_numbers(numbers: Iterable[float], runs: Sequence[_Halves]) -> Simulated:
     values = list(numbers)
     first = runs[0].whole
     types = {field.name: field.type for field in fields(Simulated)}

@@ -21,7 +21,7 @@ from penstock.config import ELEMENT_BYTES, EngineConfig
 from penstock.cost import layer_elements
 from penstock.disturbance import CpuTimes, disturbance
 from penstock.models.spec import DecoderSpec
-from penstock.profile import Measured, Prices, Profile, Rates, fit, queries_of_tile, work_of
+from penstock.profile import Measured, Prices, Profile, Rates, fit, queries_of_tile
 from penstock.request import SamplingParams
 from penstock.simulation import SimRow, SimulatedExecutor, Terms, simulate
 from penstock.step import BlockCopy, Chunk, Executor, SampleAt, StepPlan, Ticket
@@ -174,16 +174,18 @@ def measure(
     before = cpu()
     times = _run_passes(executor, plans, effort=effort, clock=clock)
     disturbed = disturbance(before, cpu())
-    width = queries_of_tile(spec.heads, spec.kv_heads)
-    works = [work_of(plan, block_tokens=config.block_tokens, tile_queries=width) for plan in plans]
-    measured = [Measured(work, statistics.median(some)) for work, some in zip(works, times, strict=True)]
+    known = replace(
+        known,
+        block_tokens=config.block_tokens,
+        tile_queries=queries_of_tile(spec.heads, spec.kv_heads),
+        windows=tuple(spec.layers_by_window.items()) if spec.windows else (),
+    )
+    measured = [Measured(known.work(plan), statistics.median(some)) for plan, some in zip(plans, times, strict=True)]
     fastest_s = math.fsum(map(min, times))
     found = fit(measured, token_knots=powers_to(size.tokens), sample_knots=sample_knots(size.sequences))
     fitted = replace(
         known,
         measured_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        block_tokens=config.block_tokens,
-        tile_queries=width,
         rates=rates,
         measured=tuple(measured),
         disturbance=disturbed,

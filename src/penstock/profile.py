@@ -11,17 +11,22 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import chain
 from typing import NamedTuple
 
 from penstock.config import Knee
+from penstock.cost import num_pairs
 from penstock.step import Chunk, StepPlan
 
 QUERY_ROWS = 64  # of a tile of queries: heads that share keys stand below each other in it
 KNEE_GAIN = 0.05  # beyond the knee of the curve, less than this is gained
 RIDGE = 1e-9  # of the diagonal: what no step measured comes out as zero
+
+
+Windows = tuple[tuple[int | None, int], ...]  # a window, and how many layers have it
+EVERYTHING: Windows = ((None, 1),)
 
 
 class Work(NamedTuple):
@@ -30,7 +35,7 @@ class Work(NamedTuple):
     tokens, samples, chunks: how many; draws: samples that are not greedy; cuts: those with top_k, top_p or min_p;
     copies: of blocks. Chunks of one token read positions: `reads`, each position once, and `shared_reads`, for every
     further chunk that reads the same one. Longer ones are cut into tiles of queries: `tile_reads` positions over all
-    tiles, and `pairs` of a query and a key.
+    tiles, and `pairs` of a query and a key. These four are means over the layers where some have windows.
     """
 
     tokens: int
@@ -107,6 +112,7 @@ class Profile:
         measured: the steps that the fit rests on.
         disturbance: what else the machine did meanwhile; None: not known.
         spread: how much longer than their fastest times those taken are, over all steps; None: not known.
+        windows: how many layers have which window, see `DecoderSpec`; empty: none has one.
     """
 
     about: dict[str, str]
@@ -123,10 +129,15 @@ class Profile:
     measured: tuple[Measured, ...] = field(default=(), repr=False)
     disturbance: Disturbance | None = None
     spread: float | None = None
+    windows: Windows = ()
 
     def step_s(self, plan: StepPlan) -> float:
         """The seconds that a step takes."""
-        return self.seconds(work_of(plan, block_tokens=self.block_tokens, tile_queries=self.tile_queries))
+        return self.seconds(self.work(plan))
+
+    def work(self, plan: StepPlan) -> Work:
+        """What of a step takes time."""
+        return work_of(plan, block_tokens=self.block_tokens, tile_queries=self.tile_queries, windows=self.windows)
 
     def seconds(self, work: Work) -> float:
         """The seconds that such work takes in one step."""
@@ -165,6 +176,7 @@ class Profile:
                 "prices": Prices(*raw["prices"]),
                 "rates": Rates(*raw["rates"]),
                 "measured": measured,
+                "windows": tuple((window, layers) for window, layers in raw.get("windows", ())),
             }
             return Profile(**raw | curves | known)
         except (TypeError, KeyError) as error:
@@ -174,26 +186,42 @@ class Profile:
 # --- work
 
 
-def work_of(plan: StepPlan, *, block_tokens: int, tile_queries: int) -> Work:
+def work_of(plan: StepPlan, *, block_tokens: int, tile_queries: int, windows: Windows = ()) -> Work:
     """What a plan makes the machine do."""
     single = [chunk for chunk in plan.chunks if len(chunk.tokens) == 1]
     several = [chunk for chunk in plan.chunks if len(chunk.tokens) > 1]
-    positions = sum(chunk.start + 1 for chunk in single)
-    blocks = len(set(chain.from_iterable(chunk.tables[0] for chunk in single)))
-    reads = min(positions, blocks * block_tokens)
+    room = block_tokens * len(set(chain.from_iterable(chunk.tables[0] for chunk in single)))
     drawn = [sample for chunk in plan.chunks for sample in chunk.samples if sample.temperature > 0]
+    seen = [_seen(single, several, room, tile_queries, window) for window, _ in windows or EVERYTHING]
     return Work(
-        tokens=len(single) + sum(len(chunk.tokens) for chunk in several),
-        samples=sum(len(chunk.samples) for chunk in plan.chunks),
-        chunks=len(plan.chunks),
-        draws=len(drawn),
-        cuts=sum(1 for sample in drawn if sample.top_k or sample.top_p < 1 or sample.min_p),
-        copies=len(plan.copies),
-        reads=reads,
-        shared_reads=positions - reads,
-        tile_reads=sum(_tile_reads(chunk, tile_queries) for chunk in several),
-        pairs=sum(_pairs(chunk) for chunk in several),
+        len(single) + sum(len(chunk.tokens) for chunk in several),
+        sum(len(chunk.samples) for chunk in plan.chunks),
+        len(plan.chunks),
+        len(drawn),
+        sum(1 for sample in drawn if sample.top_k or sample.top_p < 1 or sample.min_p),
+        len(plan.copies),
+        *(seen[0] if len(seen) == 1 else _mean(seen, [layers for _, layers in windows])),
     )
+
+
+def _seen(
+    single: list[Chunk], several: list[Chunk], room: int, tile_queries: int, window: int | None
+) -> tuple[int, int, int, int]:
+    """Reads, shared reads, tile reads and pairs of a layer; the blocks of the single chunks have `room` positions."""
+    if window is None:
+        positions = sum(chunk.start + 1 for chunk in single)
+    else:
+        positions = sum(min(chunk.start + 1, window) for chunk in single)
+    reads = min(positions, room)
+    tile_reads = sum(_tile_reads(chunk, tile_queries, window) for chunk in several)
+    pairs = sum(num_pairs(chunk.start, chunk.end, window) for chunk in several)
+    return reads, positions - reads, tile_reads, pairs
+
+
+def _mean(seen: Sequence[tuple[int, ...]], layers: Sequence[int]) -> Iterator[int]:
+    """The means of some numbers over layers, so many of each kind."""
+    for values in zip(*seen, strict=True):
+        yield round(sum(map(int.__mul__, values, layers)) / sum(layers))
 
 
 def queries_of_tile(heads: int, kv_heads: int) -> int:
@@ -201,14 +229,13 @@ def queries_of_tile(heads: int, kv_heads: int) -> int:
     return max(1, QUERY_ROWS * kv_heads // heads)
 
 
-def _pairs(chunk: Chunk) -> int:
-    return (chunk.end * (chunk.end + 1) - chunk.start * (chunk.start + 1)) // 2
-
-
-def _tile_reads(chunk: Chunk, width: int) -> int:
-    """Each tile reads all positions up to its own end."""
+def _tile_reads(chunk: Chunk, width: int, window: int | None) -> int:
+    """Each tile reads all positions up to its own end, but for those that none of its queries sees."""
     whole, rest = divmod(len(chunk.tokens), width)
-    return whole * chunk.start + width * whole * (whole + 1) // 2 + (chunk.end if rest else 0)
+    if window is None:
+        return whole * chunk.start + width * whole * (whole + 1) // 2 + (chunk.end if rest else 0)
+    starts = range(chunk.start, chunk.end, width)
+    return sum(min(start + width, chunk.end) - max(0, start - window + 1) for start in starts)
 
 
 # --- curves

@@ -237,6 +237,8 @@ def _part(value: object, path: str) -> str:
 
 def _ignored(fields: Fields) -> tuple[str, ...]:
     """The fields without effect that are there; those that are so with one value only must have it."""
+    if fields.values.keys().isdisjoint(_IGNORED):
+        return ()
     for name, value in _DEFAULTS_ONLY:
         found = fields.values.get(name)
         if found is not None and (type(found) is not type(value) or found != value):

@@ -18,7 +18,7 @@ from penstock.config import ELEMENT_BYTES, EngineConfig
 from penstock.engine import Engine, Failed, Numerics, TokenEvent
 from penstock.errors import RowError
 from penstock.models.spec import DecoderSpec
-from penstock.profile import Profile, Work, interpolate, work_of
+from penstock.profile import Profile, Work, interpolate
 from penstock.request import Request, SamplingParams, TokenLogprob, TokenSpan
 from penstock.scheduler import Scheduler
 from penstock.step import Chunk, ChunkResult, StepPlan, StepResult, Ticket
@@ -86,7 +86,7 @@ class SimulatedExecutor:
     def submit(self, plan: StepPlan) -> Ticket:
         """Count a step."""
         profile = self._terms.profile
-        work = work_of(plan, block_tokens=profile.block_tokens, tile_queries=profile.tile_queries)
+        work = profile.work(plan)
         self.work = Work(*map(int.__add__, self.work, work))
         self.matrices_s += interpolate(profile.tokens, work.tokens)
         self.logits_s += interpolate(profile.samples, work.samples)

@@ -155,22 +155,23 @@ class Native:
         spec: DecoderSpec,
         keys: Sequence[Tensor],
         values: Sequence[Tensor],
-        scoring: Scoring = PLAIN,
+        scorings: Sequence[Scoring],
     ) -> Callable[[Tensor, LayerRows], Tensor]:
         """All decoder layers over their keys and values, as one call a step that changes x [rows, hidden].
 
+        `scorings`: what each layer does to scores.
         The structs hold addresses only; the function that is given back keeps the tensors behind them.
         """
-        each = zip(weights, keys, values, strict=True)
-        made = (structs.Layer * len(weights))(*(structs.layer(w, k, v, scoring, spec=spec) for w, k, v in each))
+        each = zip(weights, keys, values, scorings, strict=True)
+        made = (structs.Layer * len(weights))(*(structs.layer(*some, spec=spec) for some in each))
 
         def run(x: Tensor, rows: LayerRows) -> Tensor:
             stride = weights[0].qkv.shape[0]  # of the weights as they are here: their tensors live as long as this
             if x.dtype != keys[0].dtype:
                 raise ValueError(f"x is {x.dtype} and keys are {keys[0].dtype}")
             sets = structs.attention_sets(
-                rows.tiles, keys[0], values[0], scoring, step_rows=x.shape[0], heads=spec.heads, query_stride=stride
-            )
+                rows.tiles, keys[0], values[0], scorings[0], step_rows=x.shape[0], heads=spec.heads, query_stride=stride
+            )  # of which each layer puts in its own keys, values and scoring
             brought = structs.step(x, rows, sets)
             self._call("penstock_layers", ctypes.addressof(made), len(made), ctypes.addressof(brought))
             return x

@@ -88,7 +88,7 @@ class Layers(Protocol):
         spec: DecoderSpec,
         keys: Sequence[Tensor],
         values: Sequence[Tensor],
-        scoring: Scoring = PLAIN,
+        scorings: Sequence[Scoring],
     ) -> RunLayers: ...
 
 

@@ -13,7 +13,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from penstock.kernels.reference import AttentionTiles, LayerRows
+from penstock.kernels.reference import PLAIN, AttentionTiles, LayerRows, Scoring
 from penstock.kernels.table import Kernels, RunLayers
 from penstock.kv import KVCache
 from penstock.models.rotary import RotaryTable
@@ -48,6 +48,7 @@ class Decoder:
         self._ready: tuple[KVCache, RunLayers] | None = None
         self._weights = weights
         self._kernels = kernels
+        self._scorings = [Scoring(window) for window in spec.windows] or [PLAIN] * spec.layers
         self._rotary = (
             RotaryTable(spec, device=weights.embedding.parts["weight"].device) if spec.positions == "rotary" else None
         )
@@ -82,7 +83,8 @@ class Decoder:
         if self._kernels.layers is None:
             return None
         keys, values = ([part[n] for n in range(self.spec.layers)] for part in (cache.keys, cache.values))
-        return self._kernels.layers(self._weights.layers, spec=self.spec, keys=keys, values=values)
+        layers = self._weights.layers
+        return self._kernels.layers(layers, spec=self.spec, keys=keys, values=values, scorings=self._scorings)
 
     def _composed_layers(self, cache: KVCache, x: Tensor, rows: LayerRows) -> Tensor:
         for number, layer in enumerate(self._weights.layers):
@@ -103,7 +105,8 @@ class Decoder:
             query = kernels.rotate(query, place.cosine, place.sine)
             key = kernels.rotate(key, place.cosine, place.sine)
         cache.write(number, place.blocks, place.offsets, keys=key, values=value)
-        mixed = kernels.attention(query, cache.keys[number], cache.values[number], tiles=place.tiles)
+        keys, values, scoring = cache.keys[number], cache.values[number], self._scorings[number]
+        mixed = kernels.attention(query, keys, values, tiles=place.tiles, scoring=scoring)
         return kernels.linear(mixed.reshape(rows, -1), layer.out)
 
     def _mlp(self, x: Tensor, layer: LayerWeights) -> Tensor:

@@ -1,56 +1,19 @@
-"""A row a family: Hugging Face's config.json to `DecoderSpec`, and checkpoint names to parameters.
+"""A row a family: which fields of its config.json say what, and where its checkpoints have each parameter.
 
-Pure data and its reader, no torch and no files. Transformers 4.x (`rope_theta`, `rope_scaling`) and 5.x
-(`rope_parameters`) configs are read alike.
-One idea: every field of a config.json is accounted for. A row says which fields become the spec, which ones must have
-one certain value for the spec to be the whole truth, and which ones change nothing; any other field is refused by name.
+Pure data, no torch and no files; `config_json.py` reads a config.json by these rows.
+One idea: a family is told by data, so what is written once for all families (kernels, planning, exactness) is there for
+the next one, too.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from penstock.errors import ModelError
-from penstock.models.spec import DecoderSpec, RopeScaling
+from penstock.models.spec import DecoderSpec
 
-Config = Mapping[str, object]
 Derived = Callable[[Mapping[str, int]], int]
-
-DEFAULT_THETA = 10000.0
-ROPE_KEYS = {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
-LLAMA3_KEYS = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
-
-# Fields that any config.json may have and that change no logit: names, training, generation defaults, output options.
-HARMLESS = frozenset(
-    """
-    architectures model_type transformers_version torch_dtype dtype use_cache initializer_range tokenizer_class
-    bos_token_id eos_token_id pad_token_id sep_token_id decoder_start_token_id forced_bos_token_id forced_eos_token_id
-    attention_dropout hidden_dropout gradient_checkpointing pretraining_tp chunk_size_feed_forward
-    return_dict output_attentions output_hidden_states output_scores return_dict_in_generate torchscript tf_legacy_loss
-    use_bfloat16 is_decoder finetuning_task task_specific_params problem_type id2label label2id
-    prefix suppress_tokens begin_suppress_tokens bad_words_ids exponential_decay_length_penalty remove_invalid_values
-    max_length min_length do_sample early_stopping num_beams num_beam_groups diversity_penalty temperature top_k top_p
-    typical_p repetition_penalty length_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size num_return_sequences
-    model_max_length
-    max_sequence_length unsloth_version unsloth_fixed
-    """.split()
-)
-
-# Fields that must have one of these values where they are there; anything else is a feature that Penstock lacks.
-DEMANDS: Mapping[str, tuple[object, ...]] = {
-    "add_cross_attention": (False, None),
-    "cross_attention_hidden_size": (None,),
-    "is_encoder_decoder": (False, None),
-    "partial_rotary_factor": (None, 1, 1.0),
-    "pruned_heads": (None, {}),
-    "quantization_config": (None,),
-    "sliding_window": (None,),
-    "tie_encoder_decoder": (False, None),
-    "use_sliding_window": (False, None),
-}
 
 
 class Size(NamedTuple):
@@ -65,6 +28,23 @@ class Flag(NamedTuple):
 
     key: str
     default: bool = False
+
+
+class Windows(NamedTuple):
+    """How a family says which layers have a window: `sliding_window`, so many positions, which is this where absent.
+
+    switch: the field that must be true for it to count, if there is one; first: the field that says from which layer
+    on, with its default.
+    """
+
+    default: int
+    switch: str | None = None
+    first: tuple[str, int] | None = None
+
+    @property
+    def keys(self) -> set[str]:
+        """The config fields that it reads."""
+        return {"sliding_window", *([self.switch] if self.switch else []), *([self.first[0]] if self.first else [])}
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +87,7 @@ class Family:
         fixed: fields of `DecoderSpec` that are the same in every member.
         demands: config fields and the values under which the spec says everything, on top of `DEMANDS`.
         harmless: config fields that change no logit, on top of `HARMLESS`.
+        windows: how windows are told; None: no member has any.
     """
 
     architecture: str
@@ -118,6 +99,7 @@ class Family:
     names: Names
     demands: Mapping[str, tuple[object, ...]] = field(default_factory=dict)
     harmless: frozenset[str] = frozenset()
+    windows: Windows | None = None
 
 
 LLAMA_NAMES = Names(
@@ -160,6 +142,8 @@ LLAMA = Family(
     demands={"hidden_act": ("silu", "swish")},
 )
 
+QWEN_WINDOWS = Windows(4096, switch="use_sliding_window", first=("max_window_layers", 28))
+
 QWEN3 = Family(
     architecture="Qwen3ForCausalLM",
     model_type="qwen3",
@@ -173,7 +157,31 @@ QWEN3 = Family(
     fixed={"norm": "rms", "positions": "rotary", "mlp": "swiglu", "qk_norm": True},
     names=replace(LLAMA_NAMES, q_norm="self_attn.q_norm", k_norm="self_attn.k_norm"),
     demands={"hidden_act": ("silu", "swish")},
-    harmless=frozenset({"sliding_window", "max_window_layers"}),  # read only if use_sliding_window
+    windows=QWEN_WINDOWS,
+)
+
+QWEN2 = Family(
+    architecture="Qwen2ForCausalLM",
+    model_type="qwen2",
+    sizes=LLAMA_SIZES | {"kv_heads": Size("num_key_value_heads")},
+    flags={"tied": Flag("tie_word_embeddings")},
+    epsilon=("rms_norm_eps", 1e-6),
+    fixed={"norm": "rms", "positions": "rotary", "mlp": "swiglu", "qkv_bias": True},
+    names=LLAMA_NAMES,
+    demands={"hidden_act": ("silu", "swish")},
+    windows=QWEN_WINDOWS,
+)
+
+MISTRAL = Family(
+    architecture="MistralForCausalLM",
+    model_type="mistral",
+    sizes=LLAMA_SIZES | {"kv_heads": Size("num_key_value_heads", lambda _: 8)},
+    flags={"tied": Flag("tie_word_embeddings")},
+    epsilon=("rms_norm_eps", 1e-6),
+    fixed={"norm": "rms", "positions": "rotary", "mlp": "swiglu"},
+    names=LLAMA_NAMES,
+    demands={"hidden_act": ("silu", "swish")},
+    windows=Windows(4096),
 )
 
 GPT2 = Family(
@@ -228,34 +236,7 @@ GPT2 = Family(
     ),
 )
 
-FAMILIES = (LLAMA, QWEN3, GPT2)
-
-
-class FamilySpec(NamedTuple):
-    """What a config.json says: the row that reads it, and the decoder that it describes."""
-
-    family: Family
-    spec: DecoderSpec
-
-
-def read_config(config: Config) -> FamilySpec:
-    """The family and spec of a config.json.
-
-    Raises:
-        ModelError: a field is missing or malformed, or asks for what Penstock does not have.
-    """
-    family = _family(config)
-    _check_demands(config, family)
-    sizes = _sizes(config, family)
-    flags = {name: _flag(config, flag) for name, flag in family.flags.items()}
-    key, default = family.epsilon
-    values: dict[str, Any] = {**sizes, **flags, **family.fixed, "norm_eps": _number(config, key, default)}
-    if family.fixed["positions"] == "rotary":
-        rope = _rope(config, sizes["context_tokens"])
-        values |= {"rope_theta": rope.theta, "rope_scaling": rope.scaling}
-        if sizes["head_dim"] % 2:
-            raise ModelError(f"config.json: head_dim is {sizes['head_dim']}; rotary positions need an even number")
-    return FamilySpec(family, DecoderSpec(**values))
+FAMILIES = (LLAMA, MISTRAL, QWEN2, QWEN3, GPT2)
 
 
 def family_named(name: str) -> Family:
@@ -291,125 +272,3 @@ def _layer_shapes(spec: DecoderSpec, names: Names, vectors: tuple[str, ...]) -> 
     for norm in (names.q_norm, names.k_norm) if spec.qk_norm else ():
         shapes[f"{norm}.weight"] = (spec.head_dim,)
     return shapes
-
-
-def _family(config: Config) -> Family:
-    architectures, model_type = config.get("architectures"), config.get("model_type")
-    known = ", ".join(family.architecture for family in FAMILIES)
-    if isinstance(architectures, list) and len(architectures) == 1:
-        found = [family for family in FAMILIES if family.architecture == architectures[0]]
-        found = [family for family in found if model_type in (family.model_type, None)]
-    elif architectures is None:
-        found = [family for family in FAMILIES if family.model_type == model_type]
-    else:
-        found = []
-    if not found:
-        what = f"architectures {architectures!r} and model_type {model_type!r}"
-        raise ModelError(f"config.json has {what}; Penstock has {known}. Use a model of one of these families")
-    return found[0]
-
-
-def _check_demands(config: Config, family: Family) -> None:
-    demands = {**DEMANDS, **family.demands}
-    for key, allowed in demands.items():
-        if key in config and key not in family.harmless and config[key] not in allowed:
-            raise ModelError(
-                f"config.json asks for {key} = {config[key]!r}, which Penstock does not have for "
-                f"{family.architecture}; it can be {_either(allowed)}"
-            )
-    kinds = config.get("layer_types")
-    if kinds is not None and kinds != ["full_attention"] * (len(kinds) if isinstance(kinds, list) else 0):
-        raise ModelError(f"config.json asks for layer_types = {kinds!r}; Penstock has only full_attention layers")
-    rope = {"rope_theta", "rope_scaling", "rope_parameters"} if family.fixed["positions"] == "rotary" else set()
-    read = {size.key for size in family.sizes.values()} | {flag.key for flag in family.flags.values()}
-    read |= {family.epsilon[0], "layer_types"} | rope
-    known = read | HARMLESS | family.harmless | demands.keys()
-    unknown = [key for key in config if key not in known and not key.startswith("_")]
-    if unknown:
-        fields = ", ".join(f"{key} = {str(config[key])[:60]}" for key in unknown)
-        raise ModelError(
-            f"config.json of {family.architecture} has fields that Penstock does not know: {fields}. They may change "
-            "what the model computes; remove them from config.json if they do not"
-        )
-
-
-def _either(values: tuple[object, ...]) -> str:
-    return " or ".join("absent" if value is None else repr(value) for value in values)
-
-
-def _sizes(config: Config, family: Family) -> dict[str, int]:
-    sizes: dict[str, int] = {}
-    for name, size in family.sizes.items():
-        value = config.get(size.key)
-        if value is None and size.default is not None:
-            value = size.default(sizes)
-        sizes[name] = _size(size.key, value)
-    if sizes["heads"] % sizes["kv_heads"]:
-        raise ModelError(
-            f"config.json: {sizes['heads']} attention heads cannot share {sizes['kv_heads']} key and value heads evenly"
-        )
-    return sizes
-
-
-def _size(key: str, value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ModelError(f"config.json: {key} is {value!r}; it must be a whole number of at least 1")
-    return value
-
-
-def _flag(config: Config, flag: Flag) -> bool:
-    value = config.get(flag.key, flag.default)
-    if not isinstance(value, bool):
-        raise ModelError(f"config.json: {flag.key} is {value!r}; it must be true or false")
-    return value
-
-
-def _number(fields: Config, key: str, default: float | None = None) -> float:
-    value = fields.get(key, default)
-    usable = isinstance(value, int | float) and not isinstance(value, bool)
-    if not usable or not math.isfinite(value) or value <= 0:  # type: ignore[arg-type, operator]
-        raise ModelError(f"config.json: {key} is {value!r}; it must be a number above 0")
-    return float(value)  # type: ignore[arg-type]
-
-
-class _Rope(NamedTuple):
-    theta: float
-    scaling: RopeScaling | None
-
-
-def _rope(config: Config, context_tokens: int) -> _Rope:
-    """Reads `rope_parameters` (5.x), or `rope_theta` and `rope_scaling` (4.x); both may be there if they agree."""
-    told = [config[key] for key in ("rope_parameters", "rope_scaling") if config.get(key)]
-    top = {"rope_theta": config.get("rope_theta") or DEFAULT_THETA}
-    readings = {_rope_from({**top, **_rope_fields(fields)}, context_tokens) for fields in told or [{}]}
-    if config.get("rope_theta") and readings:
-        readings |= {reading._replace(theta=_number(config, "rope_theta")) for reading in readings}
-    if len(readings) > 1:
-        raise ModelError(
-            f"config.json says two things about rotary positions: {' and '.join(map(str, sorted(readings, key=str)))}; "
-            "make rope_parameters, rope_scaling and rope_theta agree"
-        )
-    return readings.pop()
-
-
-def _rope_fields(fields: object) -> dict[str, object]:
-    if not isinstance(fields, dict):
-        raise ModelError(f"config.json: rope_parameters or rope_scaling is {fields!r}; it must be an object")
-    return {key: value for key, value in fields.items() if value is not None}
-
-
-def _rope_from(fields: Config, context_tokens: int) -> _Rope:
-    kind = fields.get("rope_type", fields.get("type", "default"))
-    if kind not in ("default", "llama3"):
-        raise ModelError(f"config.json asks for rope_type = {kind!r}; Penstock has 'default' and 'llama3'")
-    unknown = fields.keys() - ROPE_KEYS - (set(LLAMA3_KEYS) if kind == "llama3" else set())
-    if unknown or fields.get("partial_rotary_factor", 1) != 1:
-        names = sorted(unknown) or ["partial_rotary_factor"]
-        said = ", ".join(f"{name} = {fields[name]!r}" for name in names)
-        raise ModelError(f"config.json asks for {said} of rope_type {kind!r}, which Penstock does not have")
-    theta = _number(fields, "rope_theta")
-    if kind == "default":
-        return _Rope(theta, None)
-    factor, low, high = (_number(fields, key) for key in LLAMA3_KEYS[:3])
-    original = _size(LLAMA3_KEYS[3], fields.get(LLAMA3_KEYS[3], context_tokens))
-    return _Rope(theta, RopeScaling(factor, low, high, original))

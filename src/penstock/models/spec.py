@@ -6,6 +6,7 @@ that it names is switched off. `KVGroup` says what a layer keeps for each token.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -44,6 +45,8 @@ class DecoderSpec:
         qkv_bias, out_bias, mlp_bias: whether those projections add a bias.
         qk_norm: RMSNorm over each head of queries and keys, before the rotary embedding.
         tied: the output head is the embedding.
+        windows: how many positions the queries of each layer see, their own among them; None: all before them, too.
+            Empty: no layer has a window.
     """
 
     vocab: int
@@ -65,11 +68,17 @@ class DecoderSpec:
     mlp_bias: bool = False
     qk_norm: bool = False
     tied: bool = False
+    windows: tuple[int | None, ...] = ()
 
     @property
     def kv_groups(self) -> tuple[KVGroup, ...]:
         """The groups of layers, by kind of state; every layer is in exactly one."""
         return (KVGroup("full", tuple(range(self.layers)), self.kv_heads, self.head_dim, self.head_dim),)
+
+    @property
+    def layers_by_window(self) -> dict[int | None, int]:
+        """How many layers have each window."""
+        return dict(Counter(self.windows)) if self.windows else {None: self.layers}
 
     def kv_bytes_per_token(self, element_bytes: int) -> int:
         """Bytes of KV that one token takes, over all layers."""
