@@ -155,8 +155,9 @@ class Tokenizer:
             found = f"U+{ord(text[error.start]):04X} at character {error.start}"
             raise RowError(RowErrorCode.INVALID_FIELD, f"the text has half a surrogate pair: {found}") from error
         # The ids of `encode`, without where each token stands in the text, which takes a tenth of the time.
-        [found] = self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
-        return found.ids
+        encoded: list[Any] = self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+        ids: list[int] = encoded[0].ids
+        return ids
 
 
 class _GenerationBlock(Extension):
