@@ -48,8 +48,8 @@ def step_cost(spec: DecoderSpec, plan: StepPlan, *, element_bytes: int, block_to
     drawn = sum(len(chunk.samples) for chunk in plan.chunks)
     seen = {}
     for window in spec.layers_by_window:
-        pairs = sum(num_pairs(chunk.start, chunk.end, window) for chunk in plan.chunks)
-        seen[window] = _Seen(pairs, plan.num_tokens + _cached_positions(plan.chunks, block_tokens, window))
+        pairs = sum(num_pairs(chunk.start, chunk.end, window=window) for chunk in plan.chunks)
+        seen[window] = _Seen(pairs, plan.num_tokens + _cached_positions(plan.chunks, block_tokens, window=window))
     return _cost(spec, _Counts(plan.num_tokens, drawn, 1, min(1, drawn), seen), element_bytes)
 
 
@@ -81,9 +81,10 @@ def _seen_within(window: int, rows: Iterable[Outline], tokens: int) -> _Seen:
     pairs = reads = 0
     for prompt_tokens, new_tokens, output_tokens, samples in rows:
         more = max(0, output_tokens // samples - 1)
-        pairs += num_pairs(prompt_tokens - new_tokens, prompt_tokens, window)
-        pairs += samples * num_pairs(prompt_tokens, prompt_tokens + more, window)
-        reads += _reads(new_tokens, more, window) + samples * num_pairs(0, max(0, more - 1), window - 1)
+        pairs += num_pairs(prompt_tokens - new_tokens, prompt_tokens, window=window)
+        pairs += samples * num_pairs(prompt_tokens, prompt_tokens + more, window=window)
+        reads += _reads(new_tokens, more, window=window)
+        reads += samples * num_pairs(0, max(0, more - 1), window=window - 1)
     return _Seen(pairs, tokens + reads)
 
 
@@ -91,10 +92,12 @@ def _cost(spec: DecoderSpec, counts: _Counts, element_bytes: int) -> Cost:
     matrices, head = spec.layers * layer_elements(spec), spec.vocab * spec.hidden
     products = counts.tokens * matrices + counts.drawn * head
     elements = counts.layer_reads * matrices + counts.head_reads * head
+    [group] = spec.kv_groups  # all layers keep all positions, whatever they see of them
+    width = group.k_width + group.v_width
     for window, layers in spec.layers_by_window.items():
         pairs, positions = counts.seen[window]
-        products += pairs * layers * spec.heads * 2 * spec.head_dim
-        elements += positions * layers * spec.kv_heads * 2 * spec.head_dim
+        products += pairs * layers * spec.heads * width
+        elements += positions * layers * group.kv_heads * width
     return Cost(2 * products, elements * element_bytes)
 
 
@@ -109,7 +112,7 @@ def least_s(cost: Cost, *, flops_per_s: float, bytes_per_s: float) -> float:
     return max(cost.flops / flops_per_s, cost.moved_bytes / bytes_per_s)
 
 
-def num_pairs(start: int, end: int, window: int | None = None) -> int:
+def num_pairs(start: int, end: int, *, window: int | None = None) -> int:
     """Pairs of a query at a position from start to end and a key that it sees: position p sees p + 1, or `window`."""
     if window is None:
         return (end * (end + 1) - start * (start + 1)) // 2
@@ -117,7 +120,7 @@ def num_pairs(start: int, end: int, window: int | None = None) -> int:
     return num_pairs(start, bend) + (end - bend) * window
 
 
-def _reads(tokens: int, steps: int, window: int) -> int:
+def _reads(tokens: int, steps: int, *, window: int) -> int:
     """How often so many positions are read by the queries right behind them, one a step: the later, the fewer."""
     whole = min(steps, max(0, window - tokens))  # steps that see all of them
     seen = max(0, min(tokens, window - 1 - whole))  # in the next step; then one fewer in each
@@ -125,7 +128,7 @@ def _reads(tokens: int, steps: int, window: int) -> int:
     return whole * tokens + rest * seen - rest * (rest - 1) // 2
 
 
-def _cached_positions(chunks: tuple[Chunk, ...], block_tokens: int, window: int | None) -> int:
+def _cached_positions(chunks: tuple[Chunk, ...], block_tokens: int, *, window: int | None) -> int:
     """Positions computed in earlier steps that the chunks see, each once however many chunks share it."""
     filled: dict[int, int] = {}
     for chunk in chunks:

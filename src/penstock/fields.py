@@ -93,6 +93,8 @@ def _parsed(text: str, flaws: list[str]) -> object:
 
 
 def _looked_into(text: str, flaws: list[str]) -> object:
+    """The value of a text that is nearly JSON, with what it has that JSON has not; the slow twin of `_STRICT`."""
+
     def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
         fields = dict(pairs)
         if len(fields) < len(pairs):

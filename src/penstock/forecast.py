@@ -87,13 +87,13 @@ def forecast(
     """
     run = cache(lambda rows: simulate(rows, terms))  # the variants of many rows are what they are
     load = cache(load)
-    expected = estimate(outlines, load, terms, limits, run)
+    expected = estimate(outlines, load, terms, limits, run=run)
     error = math.hypot(max(LEAST_ERROR, 2 * terms.profile.error), 2 * expected.spread)
     seconds = [expected.simulated.seconds]
     if not is_certain:
         for change in (shorter, longer):
             loaded = _changed(load, change)
-            seconds.append(estimate(outlines, loaded, terms, limits, run).simulated.seconds)
+            seconds.append(estimate(outlines, loaded, terms, limits, run=run).simulated.seconds)
     return Forecast(
         simulated=expected.simulated,
         low_s=min(seconds) / (1 + error),
@@ -134,7 +134,7 @@ def _changed(load: LoadRows, change: Callable[[SimRow], SimRow]) -> LoadRows:
 
 
 def estimate(
-    outlines: Outlines, load: LoadRows, terms: Terms, limits: Limits | None = None, run: Run | None = None
+    outlines: Outlines, load: LoadRows, terms: Terms, limits: Limits | None = None, *, run: Run | None = None
 ) -> Estimate:
     """Simulate a job, or windows of it; `run` simulates rows, on the same terms."""
     run = run or partial(simulate, terms=terms)
@@ -147,7 +147,7 @@ def estimate(
         _halves(tuple(load(*window)), weight(outlines.sums(*half), terms), run)
         for window, half in zip(windows, halves, strict=True)
     ]
-    rates = [run.rates for run in runs]
+    rates = [each.rates for each in runs]
     rest = weight(outlines.total, terms) - weight(outlines.sums(*windows[0]), terms)
     mean = [statistics.fmean(values) for values in zip(*rates, strict=True)]
     whole = _from_numbers([a + rest * b for a, b in zip(_numbers(runs[0].whole), mean, strict=True)], runs)
@@ -186,7 +186,7 @@ def _amount(sums: Sums, terms: Terms) -> float:
 
 
 def weight(sums: Sums, terms: Terms) -> float:
-    """What rows take by their lengths alone, in full steps: seconds, about."""
+    """What rows take by their lengths alone, in full steps, as if no layer had a window: seconds, about."""
     profile, sequences = terms.profile, terms.config.max_sequences
     budget = terms.config.token_budget
     none = Work(*[0] * len(Work._fields))

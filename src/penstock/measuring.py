@@ -178,7 +178,7 @@ def measure(
         known,
         block_tokens=config.block_tokens,
         tile_queries=queries_of_tile(spec.heads, spec.kv_heads),
-        windows=tuple(spec.layers_by_window.items()) if spec.windows else (),
+        windows=tuple(spec.layers_by_window.items()),
     )
     measured = [Measured(known.work(plan), statistics.median(some)) for plan, some in zip(plans, times, strict=True)]
     fastest_s = math.fsum(map(min, times))

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import chain
 from typing import NamedTuple
@@ -26,7 +26,7 @@ RIDGE = 1e-9  # of the diagonal: what no step measured comes out as zero
 
 
 Windows = tuple[tuple[int | None, int], ...]  # a window, and how many layers have it
-EVERYTHING: Windows = ((None, 1),)
+NO_WINDOWS: Windows = ((None, 1),)
 
 
 class Work(NamedTuple):
@@ -112,7 +112,7 @@ class Profile:
         measured: the steps that the fit rests on.
         disturbance: what else the machine did meanwhile; None: not known.
         spread: how much longer than their fastest times those taken are, over all steps; None: not known.
-        windows: how many layers have which window, see `DecoderSpec`; empty: none has one.
+        windows: how many layers have which window, see `DecoderSpec`.
     """
 
     about: dict[str, str]
@@ -129,7 +129,7 @@ class Profile:
     measured: tuple[Measured, ...] = field(default=(), repr=False)
     disturbance: Disturbance | None = None
     spread: float | None = None
-    windows: Windows = ()
+    windows: Windows = NO_WINDOWS
 
     def step_s(self, plan: StepPlan) -> float:
         """The seconds that a step takes."""
@@ -176,7 +176,7 @@ class Profile:
                 "prices": Prices(*raw["prices"]),
                 "rates": Rates(*raw["rates"]),
                 "measured": measured,
-                "windows": tuple((window, layers) for window, layers in raw.get("windows", ())),
+                "windows": tuple((window, layers) for window, layers in raw.get("windows", NO_WINDOWS)),
             }
             return Profile(**raw | curves | known)
         except (TypeError, KeyError) as error:
@@ -186,42 +186,50 @@ class Profile:
 # --- work
 
 
-def work_of(plan: StepPlan, *, block_tokens: int, tile_queries: int, windows: Windows = ()) -> Work:
+class _Seen(NamedTuple):
+    """What of `Work` depends on how far layers see."""
+
+    reads: int
+    shared_reads: int
+    tile_reads: int
+    pairs: int
+
+
+def work_of(plan: StepPlan, *, block_tokens: int, tile_queries: int, windows: Windows = NO_WINDOWS) -> Work:
     """What a plan makes the machine do."""
     single = [chunk for chunk in plan.chunks if len(chunk.tokens) == 1]
     several = [chunk for chunk in plan.chunks if len(chunk.tokens) > 1]
     room = block_tokens * len(set(chain.from_iterable(chunk.tables[0] for chunk in single)))
     drawn = [sample for chunk in plan.chunks for sample in chunk.samples if sample.temperature > 0]
-    seen = [_seen(single, several, room, tile_queries, window) for window, _ in windows or EVERYTHING]
+    seen = [_seen(single, several, room=room, tile_queries=tile_queries, window=window) for window, _ in windows]
+    mean = seen[0] if len(seen) == 1 else _mean(seen, [layers for _, layers in windows])
     return Work(
-        len(single) + sum(len(chunk.tokens) for chunk in several),
-        sum(len(chunk.samples) for chunk in plan.chunks),
-        len(plan.chunks),
-        len(drawn),
-        sum(1 for sample in drawn if sample.top_k or sample.top_p < 1 or sample.min_p),
-        len(plan.copies),
-        *(seen[0] if len(seen) == 1 else _mean(seen, [layers for _, layers in windows])),
+        tokens=len(single) + sum(len(chunk.tokens) for chunk in several),
+        samples=sum(len(chunk.samples) for chunk in plan.chunks),
+        chunks=len(plan.chunks),
+        draws=len(drawn),
+        cuts=sum(1 for sample in drawn if sample.top_k or sample.top_p < 1 or sample.min_p),
+        copies=len(plan.copies),
+        reads=mean.reads,
+        shared_reads=mean.shared_reads,
+        tile_reads=mean.tile_reads,
+        pairs=mean.pairs,
     )
 
 
-def _seen(
-    single: list[Chunk], several: list[Chunk], room: int, tile_queries: int, window: int | None
-) -> tuple[int, int, int, int]:
-    """Reads, shared reads, tile reads and pairs of a layer; the blocks of the single chunks have `room` positions."""
-    if window is None:
-        positions = sum(chunk.start + 1 for chunk in single)
-    else:
-        positions = sum(min(chunk.start + 1, window) for chunk in single)
+def _seen(single: list[Chunk], several: list[Chunk], *, room: int, tile_queries: int, window: int | None) -> _Seen:
+    """What a layer with this window sees; the blocks of the single chunks have `room` positions."""
+    positions = sum(chunk.start + 1 if window is None else min(chunk.start + 1, window) for chunk in single)
     reads = min(positions, room)
-    tile_reads = sum(_tile_reads(chunk, tile_queries, window) for chunk in several)
-    pairs = sum(num_pairs(chunk.start, chunk.end, window) for chunk in several)
-    return reads, positions - reads, tile_reads, pairs
+    tile_reads = sum(_tile_reads(chunk, tile_queries, window=window) for chunk in several)
+    pairs = sum(num_pairs(chunk.start, chunk.end, window=window) for chunk in several)
+    return _Seen(reads, positions - reads, tile_reads, pairs)
 
 
-def _mean(seen: Sequence[tuple[int, ...]], layers: Sequence[int]) -> Iterator[int]:
-    """The means of some numbers over layers, so many of each kind."""
-    for values in zip(*seen, strict=True):
-        yield round(sum(map(int.__mul__, values, layers)) / sum(layers))
+def _mean(seen: Sequence[_Seen], layers: Sequence[int]) -> _Seen:
+    """The mean over layers, so many of each kind."""
+    sums = [sum(map(int.__mul__, values, layers)) for values in zip(*seen, strict=True)]
+    return _Seen(*(round(value / sum(layers)) for value in sums))
 
 
 def queries_of_tile(heads: int, kv_heads: int) -> int:
@@ -229,7 +237,7 @@ def queries_of_tile(heads: int, kv_heads: int) -> int:
     return max(1, QUERY_ROWS * kv_heads // heads)
 
 
-def _tile_reads(chunk: Chunk, width: int, window: int | None) -> int:
+def _tile_reads(chunk: Chunk, width: int, *, window: int | None) -> int:
     """Each tile reads all positions up to its own end, but for those that none of its queries sees."""
     whole, rest = divmod(len(chunk.tokens), width)
     if window is None:

@@ -311,7 +311,7 @@ def _stop(fields: Fields) -> tuple[str, ...]:
 
 
 def _token_ids(name: str, values: list[object]) -> tuple[int, ...]:
-    if set(map(type, values)) == {int}:  # a prompt may have thousands: they are looked at one by one to name the wrong
+    if set(map(type, values)) == {int}:  # a prompt may have thousands: one by one only to name the one that is wrong
         ids: tuple[int, ...] = tuple(values)  # type: ignore[arg-type]
         if min(ids) >= 0 and max(ids) <= _MAX_INT32:
             return ids

@@ -129,23 +129,19 @@ def _windows(config: Config, family: Family, *, layers: int, context_tokens: int
     size = config.get("sliding_window", rule.default) if rule is not None else None
     if rule is None or (rule.switch is not None and not _flag(config, Flag(rule.switch))):
         size = None
-    first = _count(config, *rule.first) if rule is not None and rule.first is not None else 0
+    first = 0
+    if rule is not None and rule.first is not None:
+        first = _size(rule.first[0], config.get(*rule.first), least=0)
     usual = [SLIDING if size is not None and layer >= first else FULL for layer in range(layers)]
     kinds = config.get("layer_types") or usual
     allowed = (FULL,) if rule is None else (FULL, SLIDING)
     if not isinstance(kinds, list) or len(kinds) != layers or any(kind not in allowed for kind in kinds):
         found = str(kinds)[:200]
         raise ModelError(f"config.json has layer_types = {found}; it must be a list of {layers} {_either(allowed)}")
-    if size is None or SLIDING not in kinds or _size("sliding_window", size) >= context_tokens:
+    if size is None or SLIDING not in kinds:
         return ()
-    return tuple(_size("sliding_window", size) if kind == SLIDING else None for kind in kinds)
-
-
-def _count(config: Config, key: str, default: int) -> int:
-    value = config.get(key, default)
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise ModelError(f"config.json: {key} is {value!r}; it must be a whole number of at least 0")
-    return value
+    window = _size("sliding_window", size)
+    return tuple(window if kind == SLIDING else None for kind in kinds) if window < context_tokens else ()
 
 
 def _either(values: tuple[object, ...]) -> str:
@@ -166,9 +162,9 @@ def _sizes(config: Config, family: Family) -> dict[str, int]:
     return sizes
 
 
-def _size(key: str, value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ModelError(f"config.json: {key} is {value!r}; it must be a whole number of at least 1")
+def _size(key: str, value: object, *, least: int = 1) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ModelError(f"config.json: {key} is {value!r}; it must be a whole number of at least {least}")
     return value
 
 
