@@ -23,6 +23,7 @@ namespace {
 constexpr int MAX_ROWS = LANES == 16 ? 12 : 6;  // 2 * MAX_ROWS sums, two weights and an x fill the registers
 constexpr int64_t LEFTS_AT_ONCE = 128;          // of K: 16 KiB of a panel at most, which stay in the first-level cache
 constexpr int64_t CACHED_BYTES = 1 << 19;       // of laid-out rows; processors without AMX have 0.5 to 2 MiB a core
+constexpr int64_t LINE_BYTES = 64;
 constexpr int64_t AHEAD_BYTES = 8192;           // how far ahead a panel is fetched that is used once
 
 // How many rows the next block has where `left` are to go: all blocks are as high as each other, give or take a row.
@@ -41,12 +42,16 @@ struct Blocks {
     }
 };
 
-// What is fetched while a block is multiplied: with each Left, `stride` bytes further on. No more than a wish.
+// What is fetched while a block is multiplied: with each Left, `stride` bytes further on, which are two cache lines at
+// most. No more than a wish.
 struct Fetch {
     const char* from;
     int64_t stride;
 
-    PENSTOCK_INLINE void at(int64_t i) const { __builtin_prefetch(from + i * stride, 0, 2); }
+    PENSTOCK_INLINE void at(int64_t i) const {
+        __builtin_prefetch(from + i * stride, 0, 2);
+        if (stride > LINE_BYTES) __builtin_prefetch(from + i * stride + LINE_BYTES, 0, 2);
+    }
 };
 
 // The sums of two vectors of columns, as they are carried along K.
@@ -143,7 +148,12 @@ void linear(Context& context, const Product& p) {
     const Blocks blocks(p.rows);
     const int64_t row_bytes = Unit::depth(p.k) * static_cast<int64_t>(sizeof(Left));
     auto* rows = context.rows.reserve_array<Left>(static_cast<size_t>(p.rows * Unit::depth(p.k)));
-    lay_rows<T>(context, p, p.rows, [&](int64_t row, const T* x) { lay_row<Unit>(x, row, p, blocks, rows); });
+    const auto lay = [&](int64_t row, const T* x) { lay_row<Unit>(x, row, p, blocks, rows); };
+    // The rows of a block share cache lines, so a thread lays out whole blocks; where some would go without, rows.
+    if (blocks.count >= context.pool.threads())
+        lay_rows<T>(context, p, blocks.count, [&](int64_t task) { return blocks.first(task); }, lay);
+    else
+        lay_rows<T>(context, p, p.rows, [](int64_t task) { return task; }, lay);
     const Chunks chunks(blocks.count, MAX_ROWS * row_bytes, CACHED_BYTES);
     const int64_t sums_bytes = ceil_div(blocks.count, chunks.count) * MAX_ROWS * PANEL * static_cast<int64_t>(sizeof(float));
     context.reserve_own(sums_bytes + LEFTS_AT_ONCE * PANEL * static_cast<int64_t>(sizeof(float)));

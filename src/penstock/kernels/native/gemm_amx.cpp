@@ -32,6 +32,8 @@ void lay_out(const uint16_t* x, int64_t row, int64_t k, uint16_t* rows) {
     }
 }
 
+constexpr int64_t ROWS_A_TASK = 4;  // that are laid out
+
 using Multiply = void (*)(const uint16_t*, const uint16_t*, float*, int64_t, bool, const uint16_t*);
 
 template <int LINES>
@@ -90,7 +92,8 @@ struct Configured {
 void linear_amx(Context& context, const Product& p) {
     const int64_t steps = ceil_div(p.k, STEP), panels = ceil_div(p.n, PANEL), blocks = ceil_div(p.rows, BLOCK);
     auto* rows = context.rows.reserve_array<uint16_t>(static_cast<size_t>(blocks * steps * BLOCK_STEP));
-    lay_rows<uint16_t>(context, p, blocks * BLOCK, [&](int64_t row, const uint16_t* x) { lay_out(x, row, p.k, rows); });
+    lay_rows<uint16_t>(context, p, blocks * BLOCK / ROWS_A_TASK, [](int64_t task) { return task * ROWS_A_TASK; },
+                       [&](int64_t row, const uint16_t* x) { lay_out(x, row, p.k, rows); });
     const Chunks chunks(blocks, steps * BLOCK_STEP * 2, CACHED_BYTES);
     context.reserve_own(ceil_div(blocks, chunks.count) * BLOCK * PANEL * static_cast<int64_t>(sizeof(float)));
     each_panel<Configured>(context, chunks, panels, [&](int64_t panel, int64_t begin, int64_t end, int thread) {

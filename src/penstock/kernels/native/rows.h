@@ -88,16 +88,15 @@ const T* prepare_row(const Product& p, int64_t row, T* buffer) {
     return buffer;
 }
 
-constexpr int64_t ROWS_A_TASK = 4;
-
-// Calls lay(row, x) for rows 0 .. padded, each prepared; x is null for those that are not there.
-template <class T, class Lay>
-void lay_rows(Context& context, const Product& p, int64_t padded, Lay&& lay) {
+// Calls lay(row, x) for the rows of every task, first(task) .. first(task + 1), each prepared; x is null for those that
+// are not there.
+template <class T, class First, class Lay>
+void lay_rows(Context& context, const Product& p, int64_t tasks, First&& first, Lay&& lay) {
     context.reserve_own(p.k * static_cast<int64_t>(sizeof(T)));
-    context.pool.run(ceil_div(padded, ROWS_A_TASK), [&](Tasks& tasks, int thread) {
+    context.pool.run(tasks, [&](Tasks& all, int thread) {
         T* buffer = context.own_array<T>(thread);
-        for (int64_t task; (task = tasks.take()) >= 0;)
-            for (int64_t row = task * ROWS_A_TASK; row < at_most((task + 1) * ROWS_A_TASK, padded); ++row)
+        for (int64_t task; (task = all.take()) >= 0;)
+            for (int64_t row = first(task); row < first(task + 1); ++row)
                 lay(row, row < p.rows ? prepare_row(p, row, buffer) : nullptr);
     });
 }
