@@ -3,6 +3,13 @@
 // Keys are the rows of the product that gives the scores, so they are multiplied as they lie in the cache, and its
 // result, [key][query], is what weights are for the next product: nothing is turned but the tile's queries, once.
 // Every number comes from the same operations in the same order as in attention.h, where a tile has few queries.
+//
+// Of a unit whose tiles go this way its `Side` says what the rows of a product are made of:
+//   Left, depth(k)     as in blocks.h
+//   keep_key           a key of the cache to Lefts
+//   turn_rows          LANES rows, of which row(r, i) gives numbers i .. of number r, to Lefts PANEL apart
+//   keep_weights       weights [key][PANEL] to Lefts [depth of keys][PANEL], in their own place
+//   Product            of a block of rows whose Lefts lie DOWN apart, with Lefts of a row ALONG apart
 #pragma once
 
 #include "attention.h"
@@ -11,27 +18,51 @@
 namespace penstock {
 namespace {
 
-constexpr int64_t FEW_QUERIES = 16;      // rows: up to so many are worth no panel of their own
-constexpr int64_t WIDEST = 256;          // of heads
-constexpr int KEY_STRIDE = WIDEST + 16;  // floats from key to key: an odd number of cache lines apart
+constexpr int64_t FEW_QUERIES = 16;  // rows: up to so many are worth no panel of their own
+constexpr int64_t WIDEST = 256;      // of heads
 
-// Rows of x `DOWN` floats apart, numbers of a row `ALONG`; times w [count][PANEL].
-template <int DOWN, int ALONG>
-struct ApartUnit {
+// Lefts from key to key: an odd number of cache lines apart.
+template <class Side>
+constexpr int key_stride() {
+    return static_cast<int>(Side::depth(WIDEST)) + 16;
+}
+
+// Rows and weights as float32.
+struct WideSide {
     using Left = float;
 
-    template <int ROWS, class W>
-    static void multiply(const float* x, const W* w, float* sums, int64_t count, bool first, Fetch) {
-        for (int column = 0; column < PANEL; column += 2 * LANES) {
-            Strip<ROWS> strip;
-            strip.begin(sums + column, first);
-            for (int64_t i = 0; i < count; ++i) {
-                const float* line = w + i * PANEL + column;
-                strip.template add<DOWN>(x + i * ALONG, load(line), load(line + LANES));
-            }
-            strip.save(sums + column);
-        }
+    static constexpr int64_t depth(int64_t k) { return k; }
+
+    template <class T>
+    static void keep_key(const Segment<T>& segment, int64_t key, float* to) {
+        for (int64_t i = 0; i < segment.a.width; i += LANES) store(to + i, segment.load(segment.a.keys, key, i));
     }
+
+    template <class Row>
+    static void turn_rows(float* to, int64_t width, Row&& row) {
+        for (int64_t i = 0; i < width; i += LANES)
+            turn_square(to + i * PANEL, width - i, [&](int64_t r) { return row(r, i); });
+    }
+
+    static void keep_weights(float*, int64_t) {}
+
+    template <int DOWN, int ALONG>
+    struct Product {
+        using Left = float;
+
+        template <int ROWS, class W>
+        static void multiply(const float* x, const W* w, float* sums, int64_t count, bool first, Fetch) {
+            for (int column = 0; column < PANEL; column += 2 * LANES) {
+                Strip<ROWS> strip;
+                strip.begin(sums + column, first);
+                for (int64_t i = 0; i < count; ++i) {
+                    const float* line = w + i * PANEL + column;
+                    strip.template add<DOWN>(x + i * ALONG, load(line), load(line + LANES));
+                }
+                strip.save(sums + column);
+            }
+        }
+    };
 };
 
 // Calls body(first, height) for blocks of rows, all as high as each other, give or take a row.
@@ -71,35 +102,36 @@ struct Lanes {
     }
 };
 
-// Queries as [panel of rows][width][PANEL].
-inline void turn_queries(const Tile& tile, const float* panels, float* turned) {
+// Queries as [panel of rows][depth of width][PANEL].
+template <class Side>
+void turn_queries(const Tile& tile, const float* panels, typename Side::Left* turned) {
     const int64_t width = tile.a.width;
-    for (int64_t row = 0; row < tile.height; row += PANEL, turned += width * PANEL)
+    for (int64_t row = 0; row < tile.height; row += PANEL, turned += Side::depth(width) * PANEL)
         for (int64_t lane = 0; lane < PANEL; lane += LANES)
-            for (int64_t i = 0; i < width; i += LANES)
-                turn_square(turned + i * PANEL + lane, width - i, [&](int64_t r) {
-                    return row + lane + r < tile.height ? load(panels + tile.at(row + lane + r, i)) : Vec{};
-                });
+            Side::turn_rows(turned + lane, width, [&](int64_t r, int64_t i) {
+                return row + lane + r < tile.height ? load(panels + tile.at(row + lane + r, i)) : Vec{};
+            });
 }
 
 // scores [panel of rows][SEGMENT][PANEL]
-template <class T>
-void score_keys(const Tile& tile, const Segment<T>& segment, const float* turned, float* keys, float* scores) {
-    const int64_t width = tile.a.width;
+template <class Side, class T>
+void score_keys(const Tile& tile, const Segment<T>& segment, const typename Side::Left* turned,
+                typename Side::Left* keys, float* scores) {
+    constexpr int STRIDE = key_stride<Side>();
+    const int64_t depth = Side::depth(tile.a.width);
     each_block(segment.count, [&](int64_t first, int64_t height) {
         for (int64_t key = first; key < first + height; ++key) {
             segment.fetch_row(segment.a.values, key);
-            for (int64_t i = 0; i < width; i += LANES)
-                store(keys + (key - first) * KEY_STRIDE + i, segment.load(segment.a.keys, key, i));
+            Side::keep_key(segment, key, keys + (key - first) * STRIDE);
         }
         for (int64_t panel = 0; panel * PANEL < tile.height; ++panel)
-            multiply_block<ApartUnit<KEY_STRIDE, 1>>(height, keys, turned + panel * width * PANEL,
-                                                     scores + (panel * SEGMENT + first) * PANEL, width, true, {});
+            multiply_block<typename Side::template Product<STRIDE, 1>>(
+                height, keys, turned + panel * depth * PANEL, scores + (panel * SEGMENT + first) * PANEL, depth, true, {});
     });
 }
 
 // Scores of some lanes to weights, as `weigh_row` does for a row; its sum of every LANES-th weight, by halves.
-template <bool ALL>
+template <class Unit, bool ALL>
 PENSTOCK_INLINE void weigh_lanes(const Attention& a, const Lanes& lanes, int lane, int64_t start, int64_t count,
                                  float* scores, float* highest, float* total) {
     const Vec nothing = splat(-INFINITY);
@@ -115,7 +147,7 @@ PENSTOCK_INLINE void weigh_lanes(const Attention& a, const Lanes& lanes, int lan
     const Vec peak = lanes.see(lane, start, start + count) ? most : Vec{};
     Vec sums[LANES] = {};
     for (int64_t key = 0; key < count; ++key) {
-        const Vec weight = seen(key) ? exp(load(scores + key * PANEL + lane) - peak) : Vec{};
+        const Vec weight = seen(key) ? Unit::weight(exp(load(scores + key * PANEL + lane) - peak)) : Vec{};
         sums[key % LANES] += weight;
         store(scores + key * PANEL + lane, weight);
     }
@@ -168,28 +200,36 @@ void merge_lanes(const Tile& tile, Space& space, const Lanes& lanes, int64_t row
 // As `attend_segment`, for a tile of many queries whose heads are not wider than WIDEST.
 template <class Unit, class Space, class T>
 void attend_lanes(const Tile& tile, Space& space, int64_t start, const Segment<T>& segment, const Segment<T>& next) {
+    using Side = typename Unit::Side;
+    using Left = typename Side::Left;
     const int64_t count = segment.count;
-    score_keys(tile, segment, space.queries, space.right, space.scores);
+    score_keys<Side>(tile, segment, reinterpret_cast<const Left*>(space.queries), reinterpret_cast<Left*>(space.right),
+                     space.scores);
     for (int64_t row = 0; row < tile.height; row += PANEL) {
         const Lanes lanes(tile, row);
         const bool all = lanes.all_see(start, start + count);
+        float* scores = space.scores + row * SEGMENT;
         for (int lane = 0; lane < PANEL; lane += LANES)
-            (all ? weigh_lanes<true> : weigh_lanes<false>)(tile.a, lanes, lane, start, count,
-                                                           space.scores + row * SEGMENT,
-                                                           space.partial_highest + row, space.partial_total + row);
+            (all ? weigh_lanes<Unit, true> : weigh_lanes<Unit, false>)(
+                tile.a, lanes, lane, start, count, scores, space.partial_highest + row, space.partial_total + row);
+        Side::keep_weights(scores, count);
     }
     for (int64_t panel = 0; panel < ceil_div(tile.a.width, PANEL); ++panel) {
         Unit::pack_values(segment, next, panel, space.right);
         for (int64_t row = 0; row < tile.height; row += PANEL)
             each_block(at_most(PANEL, tile.height - row), [&](int64_t first, int64_t height) {
                 float* out = space.partial + (panel * tile.padded + row + first) * PANEL;
-                const float* weights = space.scores + row * SEGMENT + first;
-                multiply_block<ApartUnit<1, PANEL>>(height, weights, space.right, out, count, true, {});
+                const auto* weights = reinterpret_cast<const Left*>(space.scores + row * SEGMENT) + first;
+                multiply_block<typename Side::template Product<1, PANEL>>(height, weights, space.right, out,
+                                                                          Side::depth(count), true, {});
             });
     }
     for (int64_t row = 0; row < tile.height; row += PANEL)
         merge_lanes(tile, space, Lanes(tile, row), row, start, count);
 }
+
+// The tiles that go this way; others are laid out as attention.h says.
+inline bool in_lanes(const Tile& tile) { return tile.height > FEW_QUERIES && tile.a.width <= WIDEST; }
 
 }  // namespace
 }  // namespace penstock

@@ -10,12 +10,13 @@ namespace {
 
 struct VectorUnit {
     using Number = float;
+    using Side = WideSide;
     static constexpr int64_t ROWS = MAX_ROWS;
     static void begin() {}
     static void end() {}
     static int64_t height(int64_t left) { return block_rows(left); }
     static int64_t size(int64_t rows, int64_t k) { return ceil_div(rows, MAX_ROWS) * MAX_ROWS * k; }
-    static int64_t panel_size(int64_t k) { return std::max<int64_t>(k * PANEL, MAX_ROWS * KEY_STRIDE); }
+    static int64_t panel_size(int64_t k) { return std::max<int64_t>(k * PANEL, MAX_ROWS * key_stride<Side>()); }
     static Vec weight(Vec v) { return v; }
 
     // To [k][block rows] for each block.
@@ -29,10 +30,8 @@ struct VectorUnit {
         }
     }
 
-    static bool in_lanes(const Tile& tile) { return tile.height > FEW_QUERIES && tile.a.width <= WIDEST; }
-
     static void lay_out_queries(const Tile& tile, const float* panels, float* left) {
-        if (in_lanes(tile)) return turn_queries(tile, panels, left);
+        if (in_lanes(tile)) return turn_queries<WideSide>(tile, panels, left);
         lay_out(panels, tile.padded, tile.height, tile.a.width, left);
     }
 

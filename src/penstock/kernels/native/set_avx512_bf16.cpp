@@ -1,49 +1,115 @@
-// bfloat16 products with VDPBF16PS: two products and their sum at a time, in the order the instruction gives them.
-#include <immintrin.h>
-
-#include "blocks.h"
+// bfloat16 with VDPBF16PS: its products, and attention made of them; the rest as for AVX-512.
+#include "attention_all.h"
+#include "attention_lanes.h"
+#include "attention_pairs.h"
+#include "gemm_pairs.h"
 
 namespace penstock {
 namespace {
 
-struct PairUnit {
-    using T = uint16_t;
-    using Left = uint32_t;  // two neighbours along K
+// 32 numbers as 16 pairs.
+PENSTOCK_INLINE Vec pairs_of(Vec first, Vec second) {
+    uint16_t line[STEP];
+    store(line, first);
+    store(line + LANES, second);
+    return load(reinterpret_cast<const float*>(line));
+}
 
-    static constexpr int64_t LEFT_BYTES = 2 * PANEL * sizeof(T);
+// Rows and weights of tiles with a query in every lane: pairs of neighbours along the width, and of two keys.
+struct PairSide {
+    using Left = uint32_t;
+    template <int DOWN, int ALONG>
+    using Product = PairProduct<DOWN, ALONG>;
 
-    static int64_t depth(int64_t k) { return ceil_div(k, 2); }
-    static int64_t weight_at(int64_t i) { return i / 16 * 2 * TILE; }
-    static void lay_out(const uint16_t* x, int64_t k, uint32_t* place, int64_t height) {
-        for (int64_t i = 0; i < k / 2; ++i) std::memcpy(place + i * height, x + 2 * i, sizeof(uint32_t));
-        if (k % 2) place[k / 2 * height] = x[k - 1];
+    static constexpr int64_t depth(int64_t k) { return PairUnit::depth(k); }
+
+    static void keep_key(const Segment<uint16_t>& segment, int64_t key, uint32_t* to) {
+        for (int64_t i = 0; i < segment.a.width; i += STEP)
+            store(reinterpret_cast<float*>(to + i / 2), PairPanels::load_pairs_some(segment, key, i));
     }
 
-    static const uint16_t* open(const uint16_t* w, int64_t, float*) { return w; }
+    template <class Row>
+    static void turn_rows(uint32_t* to, int64_t width, Row&& row) {
+        for (int64_t i = 0; i < width; i += STEP)
+            turn_square(reinterpret_cast<float*>(to) + i / 2 * PANEL, depth(width - i),
+                        [&](int64_t r) { return pairs_of(row(r, i), row(r, i + LANES)); });
+    }
 
-    template <int ROWS>
-    static void multiply(const uint32_t* x, const uint16_t* w, float* sums, int64_t count, bool first, Fetch fetch) {
-        Strip<ROWS> strip;
-        strip.begin(sums, first);
-        for (int64_t i = 0; i < count; ++i) {
-            const uint16_t* pairs = w + i / 16 * 2 * TILE + i % 16 * 32;
-            fetch.at(i);
-            const auto a = (__m512bh)_mm512_loadu_si512(pairs), b = (__m512bh)_mm512_loadu_si512(pairs + TILE);
-            for (int r = 0; r < ROWS; ++r) {
-                const auto each = (__m512bh)_mm512_set1_epi32(static_cast<int>(x[i * ROWS + r]));
-                strip.left[r] = _mm512_dpbf16_ps(strip.left[r], each, a);
-                strip.right[r] = _mm512_dpbf16_ps(strip.right[r], each, b);
+    static void keep_weights(float* weights, int64_t count) {
+        for (int64_t key = 0; key < count; key += 2)
+            for (int64_t lane = 0; lane < PANEL; lane += LANES) {
+                const float* from = weights + key * PANEL + lane;
+                const BitVec first = (BitVec)load(from), second = key + 1 < count ? (BitVec)load(from + PANEL) : BitVec{};
+                store(weights + key / 2 * PANEL + lane, (Vec)((first >> 16) | (second & 0xffff0000U)));
             }
-        }
-        strip.save(sums);
     }
 };
+
+// Attention for a cache of bfloat16. Queries are what they are in bfloat16; weights are rounded to it.
+struct QueryUnit : PairPanels {
+    using Side = PairSide;
+    static constexpr int64_t ROWS = MAX_ROWS;
+    static constexpr int64_t BEHIND = 32;  // Numbers: what `lay_out` writes behind a block's end
+    static void begin() {}
+    static void end() {}
+    static int64_t height(int64_t left) { return block_rows(left); }
+    static int64_t size(int64_t rows, int64_t k) {
+        return ceil_div(rows, MAX_ROWS) * MAX_ROWS * 2 * PairUnit::depth(k) + BEHIND;
+    }
+    static int64_t panel_size(int64_t k) {
+        return std::max<int64_t>(PairPanels::panel_size(k), MAX_ROWS * 2 * key_stride<Side>());
+    }
+
+    // To [pair][block rows] for each block. Whole vectors are written, ever further on: what is too much of one, the next
+    // one overwrites.
+    static void lay_out(const float* panels, int64_t padded, int64_t rows, int64_t k, uint16_t* left) {
+        for (int64_t first = 0, height; first < rows; first += height) {
+            height = block_rows(rows - first);
+            auto* to = reinterpret_cast<float*>(left) + first * PairUnit::depth(k);
+            for (int64_t i = 0; i < k; i += PANEL) {
+                Vec square[LANES];
+                const float* from = panels + (i / PANEL * padded + first) * PANEL;
+#pragma GCC unroll 16
+                for (int64_t r = 0; r < LANES; ++r, from += PANEL)
+                    square[r] = r < height ? pairs_of(load(from), load(from + LANES)) : Vec{};
+                turn(square);
+#pragma GCC unroll 16
+                for (int64_t j = 0; j < LANES; ++j)
+                    if (i / 2 + j < PairUnit::depth(k)) store(to + (i / 2 + j) * height, square[j]);
+            }
+        }
+    }
+
+    static void lay_out_queries(const Tile& tile, const float* panels, uint16_t* left) {
+        if (in_lanes(tile)) return turn_queries<Side>(tile, panels, reinterpret_cast<uint32_t*>(left));
+        lay_out(panels, tile.padded, tile.height, tile.a.width, left);
+    }
+
+    static void attend(const Tile& tile, Space<QueryUnit>& space, int64_t start, const Segment<uint16_t>& segment,
+                       const Segment<uint16_t>& next) {
+        if (in_lanes(tile)) return attend_lanes<QueryUnit>(tile, space, start, segment, next);
+        attend_segment(tile, space, start, segment, next);
+    }
+
+    static void multiply(
+        const uint16_t* left, int64_t row, int64_t rows, const uint16_t* panel, float* out, int64_t k) {
+        const int64_t depth = PairUnit::depth(k);
+        const auto* x = reinterpret_cast<const uint32_t*>(left) + row * depth;
+        multiply_block<PairUnit>(block_rows(rows - row), x, panel, out, depth, true,
+                                 Fetch{reinterpret_cast<const char*>(panel), 0});
+    }
+};
+
+void attention_pairs(Context& context, const Attention* sets, int64_t count) {
+    attend_all<QueryUnit, uint16_t>(context, sets, count);
+}
 
 }  // namespace
 
 Kernels avx512_bf16_kernels() {
     Kernels kernels = avx512_kernels();
     kernels.linear[BFLOAT16] = linear<PairUnit>;
+    kernels.attention[BFLOAT16] = attention_pairs;
     kernels.register_loop[BFLOAT16] = register_loop<PairUnit>;
     return kernels;
 }

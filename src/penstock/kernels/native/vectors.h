@@ -83,11 +83,16 @@ PENSTOCK_INLINE Pair load_pairs(const uint16_t* from) {
     return {(Vec)(pairs << 16), (Vec)(pairs & 0xffff0000U)};
 }
 
-// To the nearest, ties to even; a NaN stays one (its upper half could otherwise become infinity).
-PENSTOCK_INLINE void store(uint16_t* to, Vec v) {
+// Of bfloat16 the upper halves: to the nearest, ties to even; a NaN stays one (its upper half could otherwise become
+// infinity).
+PENSTOCK_INLINE BitVec rounded_bits(Vec v) {
     const BitVec bits = (BitVec)v;
     const BitVec rounded = bits + 0x7fffU + ((bits >> 16) & 1U);
-    const BitVec chosen = v == v ? rounded : (bits | 0x400000U);
+    return v == v ? rounded : (bits | 0x400000U);
+}
+
+PENSTOCK_INLINE void store(uint16_t* to, Vec v) {
+    const BitVec chosen = rounded_bits(v);
 #if defined(__AVX512F__)
     const HalfVec half = (HalfVec)_mm512_maskz_cvtepi32_epi16(0xffff, (__m512i)(chosen >> 16));
 #else
@@ -138,26 +143,30 @@ PENSTOCK_INLINE void store_some(T* to, Vec v, int64_t count) {
 // A vector as T would hold it.
 template <class T>
 PENSTOCK_INLINE Vec rounded(Vec v) {
-    T line[LANES];
-    store(line, v);
-    return load(line);
+    if constexpr (sizeof(T) == sizeof(float)) return v;
+    return (Vec)(rounded_bits(v) & 0xffff0000U);
+}
+
+// The lanes of the upper half of the first `2 * half`, in the place of the lower.
+PENSTOCK_INLINE Vec upper(Vec v, int half) {
+    const IntVec from = lane_numbers() + half;
+    return pick(v, v, from & (LANES - 1));
 }
 
 // Both by halves, so that the order depends on the width of a vector alone.
 PENSTOCK_INLINE float total(Vec v) {
-    float lane[LANES];
-    store(lane, v);
-    for (int half = LANES / 2; half; half /= 2)
-        for (int i = 0; i < half; ++i) lane[i] += lane[i + half];
-    return lane[0];
+#pragma GCC unroll 4
+    for (int half = LANES / 2; half; half /= 2) v += upper(v, half);
+    return v[0];
 }
 
 PENSTOCK_INLINE float highest(Vec v) {
-    float lane[LANES];
-    store(lane, v);
-    for (int half = LANES / 2; half; half /= 2)
-        for (int i = 0; i < half; ++i) lane[i] = lane[i] > lane[i + half] ? lane[i] : lane[i + half];
-    return lane[0];
+#pragma GCC unroll 4
+    for (int half = LANES / 2; half; half /= 2) {
+        const Vec other = upper(v, half);
+        v = v > other ? v : other;
+    }
+    return v[0];
 }
 
 // e to the x as in exact.py: the same operations in the same order, so the same bits on every instruction set.

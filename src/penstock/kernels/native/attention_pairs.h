@@ -1,0 +1,82 @@
+// Keys and values of bfloat16 as right operands: the panels of packing.h, of which AMX takes tiles and VDPBF16PS rows.
+#pragma once
+
+#include <immintrin.h>
+
+#include "attention.h"
+#include "packing.h"
+
+namespace penstock {
+namespace {
+
+constexpr int64_t PANEL_STEP = 2 * TILE;  // elements of a panel at one step along K
+
+// What units share whose operands are pairs of neighbours along K.
+struct PairPanels {
+    using Number = uint16_t;
+    static int64_t panel_size(int64_t k) { return ceil_div(k, STEP) * PANEL_STEP; }
+    // The sum of the weights is that of the weights as they are multiplied.
+    static Vec weight(Vec v) { return rounded<uint16_t>(v); }
+
+    // A tile holds 16 keys: a row of it is one pair of neighbours along the width, a square of 32-bit pairs to turn.
+    static void pack_keys(const Segment<uint16_t>& segment, int64_t panel, uint16_t* right) {
+        for (int64_t half = 0; half < PANEL; half += 16) {
+            const int64_t key = panel * PANEL + half;
+            for (int64_t i = 0; i < segment.a.width; i += STEP) {
+                Vec square[16];
+#pragma GCC unroll 16
+                for (int64_t j = 0; j < 16; ++j) {
+                    square[j] = load_pairs_some(segment, key + j, i);
+                    segment.fetch(segment.a.values, key + j, i / PANEL);
+                }
+                turn(square);
+                uint16_t* tile = right + i / STEP * PANEL_STEP + half / 16 * TILE;
+#pragma GCC unroll 16
+                for (int64_t j = 0; j < 16; ++j) store(reinterpret_cast<float*>(tile + j * 32), square[j]);
+            }
+        }
+    }
+
+    static PENSTOCK_INLINE Vec load_pairs_some(const Segment<uint16_t>& segment, int64_t key, int64_t i) {
+        const int64_t left = segment.a.width - i;
+        const __mmask32 there = !segment.has(key) ? 0 : left >= 32 ? ~0U : (1U << left) - 1;
+        const uint16_t* from = !segment.has(key) ? nullptr : segment.row(segment.a.keys, key) + i;
+        return (Vec)_mm512_maskz_loadu_epi16(there, from);
+    }
+
+    // A row of a tile is two keys' values side by side, for 16 positions along the width; two tiles make a panel.
+    static void pack_values(
+        const Segment<uint16_t>& segment, const Segment<uint16_t>& next, int64_t panel, uint16_t* right) {
+        const __m512i low = neighbours(0), high = neighbours(16);
+        for (int64_t key = 0; key < ceil_div(segment.count, STEP) * STEP; key += 2) {
+            next.fetch(next.a.keys, key, panel);
+            next.fetch(next.a.keys, key + 1, panel);
+            uint16_t* line = right + key / STEP * PANEL_STEP + key % STEP / 2 * 32;
+            const __m512i first = values(segment, key, panel * PANEL);
+            const __m512i second = values(segment, key + 1, panel * PANEL);
+            _mm512_storeu_si512(line, _mm512_permutex2var_epi16(first, low, second));
+            _mm512_storeu_si512(line + TILE, _mm512_permutex2var_epi16(first, high, second));
+        }
+    }
+
+    // Numbers `from` .. `from + 16` of two vectors, in turn.
+    static __m512i neighbours(int from) {
+        uint16_t index[32];
+        for (int i = 0; i < 16; ++i) {
+            index[2 * i] = static_cast<uint16_t>(from + i);
+            index[2 * i + 1] = static_cast<uint16_t>(32 + from + i);
+        }
+        return _mm512_loadu_si512(index);
+    }
+
+    // 32 of a position's values; zeros behind the width, and for a position that is not there.
+    static PENSTOCK_INLINE __m512i values(const Segment<uint16_t>& segment, int64_t key, int64_t i) {
+        if (!segment.has(key)) return _mm512_setzero_si512();
+        const int64_t left = segment.a.width - i;
+        const __mmask32 there = left >= 32 ? ~0U : (1U << left) - 1;
+        return _mm512_maskz_loadu_epi16(there, segment.row(segment.a.values, key) + i);
+    }
+};
+
+}  // namespace
+}  // namespace penstock

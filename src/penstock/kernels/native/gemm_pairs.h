@@ -1,0 +1,67 @@
+// What multiplies with VDPBF16PS: two products of bfloat16 and their sum at a time, in the order the instruction gives.
+#pragma once
+
+#include <immintrin.h>
+
+#include "blocks.h"
+
+namespace penstock {
+namespace {
+
+// The pairs of 32 columns at position i of a depth: in a panel of packing.h, or in rows of PANEL pairs.
+struct PairColumns {
+    const void *left, *right;
+
+    PENSTOCK_INLINE PairColumns(const uint16_t* panel, int64_t i)
+        : left(panel + i / 16 * 2 * TILE + i % 16 * 32), right(panel + i / 16 * 2 * TILE + i % 16 * 32 + TILE) {}
+    PENSTOCK_INLINE PairColumns(const uint32_t* rows, int64_t i)
+        : left(rows + i * PANEL), right(rows + i * PANEL + LANES) {}
+};
+
+// Rows of x whose pairs lie DOWN apart, those of a row ALONG.
+template <int DOWN, int ALONG>
+struct PairProduct {
+    using Left = uint32_t;  // two neighbours along K
+
+    template <int ROWS, class W>
+    static PENSTOCK_INLINE void multiply(
+        const uint32_t* x, const W* w, float* sums, int64_t count, bool first, Fetch fetch) {
+        Strip<ROWS> strip;
+        strip.begin(sums, first);
+        for (int64_t i = 0; i < count; ++i) {
+            const PairColumns columns(w, i);
+            fetch.at(i);
+            const auto a = (__m512bh)_mm512_loadu_si512(columns.left), b = (__m512bh)_mm512_loadu_si512(columns.right);
+            for (int r = 0; r < ROWS; ++r) {
+                const auto each = (__m512bh)_mm512_set1_epi32(static_cast<int>(x[i * ALONG + r * DOWN]));
+                strip.left[r] = _mm512_dpbf16_ps(strip.left[r], each, a);
+                strip.right[r] = _mm512_dpbf16_ps(strip.right[r], each, b);
+            }
+        }
+        strip.save(sums);
+    }
+};
+
+struct PairUnit {
+    using T = uint16_t;
+    using Left = uint32_t;
+
+    static constexpr int64_t LEFT_BYTES = 2 * PANEL * sizeof(T);
+
+    static constexpr int64_t depth(int64_t k) { return (k + 1) / 2; }
+    static int64_t weight_at(int64_t i) { return i / 16 * 2 * TILE; }
+    static void lay_out(const uint16_t* x, int64_t k, uint32_t* place, int64_t height) {
+        for (int64_t i = 0; i < k / 2; ++i) std::memcpy(place + i * height, x + 2 * i, sizeof(uint32_t));
+        if (k % 2) place[k / 2 * height] = x[k - 1];
+    }
+
+    static const uint16_t* open(const uint16_t* w, int64_t, float*) { return w; }
+
+    template <int ROWS>
+    static void multiply(const uint32_t* x, const uint16_t* w, float* sums, int64_t count, bool first, Fetch fetch) {
+        PairProduct<1, ROWS>::template multiply<ROWS>(x, w, sums, count, first, fetch);
+    }
+};
+
+}  // namespace
+}  // namespace penstock
