@@ -8,7 +8,7 @@ from dataclasses import replace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from penstock.cost import Cost, job_cost, layer_elements, least_s, step_cost
+from penstock.cost import Cost, job_cost, layer_elements, least_s, step_cost, token_elements
 from penstock.outlines import Outline
 from penstock.prefix import common_length
 from penstock.request import SamplingParams
@@ -18,6 +18,8 @@ from tests.profiles import SPEC, terms
 
 LAYER = 8 * 2 * (2 * 4 + 2 * 2) + 3 * 8 * 16  # q and out, k and v, gate and up and down: 192 + 384
 HEAD = 100 * 8
+KEPT = 8 * 2 * 2 * 2  # the elements of keys and values
+REST = LAYER - KEPT  # what a token needs of the last layer only where something is drawn from it
 KV = 3 * 2 * (2 + 2)  # elements of one position: layers x heads x (key + value)
 PAIR = 3 * 4 * (2 + 2)  # multiplications of one query and one key: layers x heads x (score + value)
 
@@ -38,13 +40,16 @@ def test_the_matrices_of_a_layer() -> None:
 
 def test_a_prompt_attends_to_itself_and_samples_once() -> None:
     found = cost(chunk(1, 0, 5, 0, 1, samples=1))
-    assert found.flops == 2 * (5 * 3 * LAYER + HEAD + (1 + 2 + 3 + 4 + 5) * PAIR) == 20320
+    assert token_elements(SPEC) == 3 * LAYER - REST
+    products = 5 * 3 * LAYER - 4 * REST + HEAD
+    pairs = (1 + 2 + 3 + 4 + 5) * PAIR - (1 + 2 + 3 + 4) * PAIR // 3
+    assert found.flops == 2 * (products + pairs) == 15904
     assert found.moved_bytes == 2 * (3 * LAYER + HEAD + 5 * KV) == 5296
 
 
-def test_a_part_of_a_prompt_needs_no_head() -> None:
+def test_a_part_of_a_prompt_needs_no_head_and_of_the_last_layer_keys_and_values_only() -> None:
     found = cost(chunk(1, 0, 5, 0, 1))
-    assert found == Cost(20320 - 2 * HEAD, 5296 - 2 * HEAD)
+    assert found == Cost(15904 - 2 * (HEAD + REST + 5 * PAIR // 3), 5296 - 2 * (HEAD + REST))
 
 
 def test_a_decoding_sequence_reads_all_that_it_has() -> None:
@@ -67,14 +72,14 @@ def test_a_layer_with_a_window_sees_and_reads_no_more_than_that() -> None:
 
 
 def test_blocks_that_sequences_share_are_read_once() -> None:
-    alone = cost(chunk(1, 9, 1, 5, 6, 7))
-    shared = cost(chunk(1, 9, 1, 5, 6, 7), chunk(2, 10, 1, 5, 6, 8))
+    alone = cost(chunk(1, 9, 1, 5, 6, 7, samples=1))
+    shared = cost(chunk(1, 9, 1, 5, 6, 7, samples=1), chunk(2, 10, 1, 5, 6, 8, samples=1))
     assert shared.moved_bytes - alone.moved_bytes == 2 * KV * (2 + 1)  # two positions of block 8, and a new one
 
 
 def test_a_block_that_is_read_to_different_depths_counts_the_deepest() -> None:
     found = cost(chunk(1, 3, 1, 5), chunk(2, 2, 1, 5))
-    assert found.moved_bytes == 2 * (3 * LAYER + (3 + 2) * KV)
+    assert found.moved_bytes == 2 * (3 * LAYER - REST + (3 + 2) * KV - 3 * KV // 3)
 
 
 def test_the_least_time_is_that_of_the_scarcer_resource() -> None:
@@ -93,7 +98,9 @@ def test_all_rows_of_a_job_decode_together_and_what_they_share_is_computed_once(
     tokens = 10 + 2 + 3 + 3 * 1
     pairs = (55 + 11 + 12 + 13) + (11 + 12) + 3 * 13
     reads = 3 * 10 + (0 + 1 + 2) + 1 * 2  # the prompt of the first, then its own tokens; what is new of the second
-    assert found.flops == 2 * (tokens * 3 * LAYER + (4 + 6) * HEAD + pairs * PAIR)
+    wanted, wanted_pairs = 1 + 1 + 3 + 3 * 1, (10 + 12) + (11 + 12 + 13) + 3 * 13
+    products = tokens * 3 * LAYER - (tokens - wanted) * REST + (4 + 6) * HEAD
+    assert found.flops == 2 * (products + pairs * PAIR - (pairs - wanted_pairs) * PAIR // 3)
     assert found.moved_bytes == 2 * (4 * (3 * LAYER + HEAD) + (tokens + reads) * KV)
     assert job_cost(SPEC, [], element_bytes=2) == Cost(0, 0)
 

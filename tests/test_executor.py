@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -65,6 +66,38 @@ def test_several_positions_of_one_chunk_can_be_drawn() -> None:
     chunk = Chunk(1, 0, tokens, table(20), (*last(9), *last(19)))
     drawn = engine.collect(engine.submit(plan(chunk))).chunks[0].sampled
     assert drawn == (run_whole(LLAMA, tokens[:10]), run_whole(LLAMA, tokens))
+
+
+@pytest.mark.parametrize("spec", [*SPECS, replace(QWEN3, windows=(None, 50))], ids=["llama", "qwen3", "gpt2", "window"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kernels", ["reference", *native_isas()])
+def test_a_token_has_the_same_bits_whatever_else_is_drawn_from(
+    spec: DecoderSpec, dtype: torch.dtype, kernels: str
+) -> None:
+    """Where all tokens are drawn from, the last layer goes on with all; else with some, sequences stacked or not."""
+    begun = Chunk(1, 0, prompt(256), table(256))
+    tables = [((*range(16), *range(first, first + 8)),) for first in (20, 30, 40)]
+    lengths = (100, 1, 37)
+
+    def draw(offsets: list[list[int]]) -> list[list[TokenLogprob]]:
+        engine = executor(spec, dtype=dtype, native=opened(kernels))
+        engine.collect(engine.submit(plan(begun)))
+        samples = [tuple(sample for at in some for sample in last(at)) for some in offsets]
+        chunks = [
+            Chunk(n, 256, prompt(length, seed=n), where, some)
+            for n, (length, where, some) in enumerate(zip(lengths, tables, samples, strict=True), start=2)
+        ]
+        return [list(chunk.sampled) for chunk in engine.collect(engine.submit(plan(*chunks, step=2))).chunks]
+
+    everything = draw([list(range(length)) for length in lengths])
+    wanted: list[list[list[int]]] = [
+        [[99], [0], [36]],
+        [[3, 40, 97], [], []],
+        [[*range(10, 95)], [0], [0, 36]],
+        [[], [], []],
+    ]
+    for some in wanted:
+        assert draw(some) == [[all_of[at] for at in offsets] for all_of, offsets in zip(everything, some, strict=True)]
 
 
 def test_an_input_token_can_be_the_one_drawn_in_the_step_before() -> None:

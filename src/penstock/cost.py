@@ -1,7 +1,8 @@
 """What work must cost at least: arithmetic and bytes, and the seconds that a machine's limits allow.
 
 Counts only what no engine can leave out: products of matrices, attention, weights read once a step, each cached
-position read once a step however many sequences share it, new positions written. Norms, activations, embedding rows,
+position read once a step however many sequences share it, new positions written; and of the last layer nothing but keys
+and values, where nothing is drawn from a token. Norms, activations, embedding rows,
 block copies and sampling are left out, so the time is a lower bound. Pure arithmetic: no tensors, no clock.
 Two things are counted so: the steps that a plan chose (`step_cost`), and a job whatever its plan (`job_cost`). No sum
 of steps that do a job is below the job's own cost, so only that one tells a good plan from a bad one.
@@ -32,15 +33,18 @@ class _Seen(NamedTuple):
 
 
 class _Counts(NamedTuple):
-    """What costs: tokens through the layers and through the head, how often the weights of layers and head are read,
-    and what layers see, by their window.
+    """What costs: tokens up to the keys and values of the last layer, those that are wanted and go on through it, those
+    drawn through the head (several from one, perhaps); how often the weights are read up to there, and behind it; and
+    what layers see, by their window, and the last one, for what is wanted.
     """
 
     tokens: int
+    wanted: int
     drawn: int
-    layer_reads: int
-    head_reads: int
+    reads: int
+    last_reads: int
     seen: dict[int | None, _Seen]
+    last: _Seen
 
 
 def step_cost(spec: DecoderSpec, plan: StepPlan, *, element_bytes: int, block_tokens: int) -> Cost:
@@ -50,7 +54,12 @@ def step_cost(spec: DecoderSpec, plan: StepPlan, *, element_bytes: int, block_to
     for window in spec.layers_by_window:
         pairs = sum(num_pairs(chunk.start, chunk.end, window=window) for chunk in plan.chunks)
         seen[window] = _Seen(pairs, plan.num_tokens + _cached_positions(plan.chunks, block_tokens, window=window))
-    return _cost(spec, _Counts(plan.num_tokens, drawn, 1, min(1, drawn), seen), element_bytes)
+    drawing = tuple(chunk for chunk in plan.chunks if chunk.samples)
+    wanted = [chunk.start + offset for chunk in drawing for offset in chunk.sampled_offsets]
+    pairs = sum(num_pairs(position, position + 1, window=spec.last_window) for position in wanted)
+    last = _Seen(pairs, plan.num_tokens + _cached_positions(drawing, block_tokens, window=spec.last_window))
+    counts = _Counts(plan.num_tokens, len(wanted), drawn, 1, min(1, drawn), seen, last)
+    return _cost(spec, counts, element_bytes)
 
 
 def job_cost(spec: DecoderSpec, rows: Iterable[Outline], *, element_bytes: int) -> Cost:
@@ -61,11 +70,12 @@ def job_cost(spec: DecoderSpec, rows: Iterable[Outline], *, element_bytes: int) 
     tokens; and a position is read in each step in which an answer behind it goes on and sees it, so at least by the row
     that is the first to have it, for each of that one's own tokens. Walks the rows once more for each window.
     """
-    tokens = drawn = pairs = reads = longest = 0
+    tokens = wanted = drawn = pairs = reads = longest = 0
     for prompt_tokens, new_tokens, output_tokens, samples in rows:
         each = output_tokens // samples
         more = max(0, each - 1)  # tokens of each sample that are computed
         tokens += new_tokens + samples * more
+        wanted += min(1, new_tokens, each) + samples * more
         drawn += output_tokens
         pairs += num_pairs(prompt_tokens - new_tokens, prompt_tokens)
         pairs += samples * num_pairs(prompt_tokens, prompt_tokens + more)
@@ -73,7 +83,18 @@ def job_cost(spec: DecoderSpec, rows: Iterable[Outline], *, element_bytes: int) 
         longest = max(longest, each)
     seen: dict[int | None, _Seen] = {None: _Seen(pairs, tokens + reads)}
     seen |= {window: _seen_within(window, rows, tokens) for window in spec.layers_by_window if window is not None}
-    return _cost(spec, _Counts(tokens, drawn, longest, longest, seen), element_bytes)
+    last = _Seen(_wanted_pairs(spec.last_window, rows), seen[spec.last_window].positions)
+    return _cost(spec, _Counts(tokens, wanted, drawn, longest, longest, seen, last), element_bytes)
+
+
+def _wanted_pairs(window: int | None, rows: Iterable[Outline]) -> int:
+    """What the last layer sees: the last token of a prompt, where it is new, and the answers."""
+    pairs = 0
+    for prompt_tokens, new_tokens, output_tokens, samples in rows:
+        each = output_tokens // samples
+        pairs += num_pairs(prompt_tokens - min(1, new_tokens, each), prompt_tokens, window=window)
+        pairs += samples * num_pairs(prompt_tokens, prompt_tokens + max(0, each - 1), window=window)
+    return pairs
 
 
 def _seen_within(window: int, rows: Iterable[Outline], tokens: int) -> _Seen:
@@ -89,16 +110,23 @@ def _seen_within(window: int, rows: Iterable[Outline], tokens: int) -> _Seen:
 
 
 def _cost(spec: DecoderSpec, counts: _Counts, element_bytes: int) -> Cost:
-    matrices, head = spec.layers * layer_elements(spec), spec.vocab * spec.hidden
-    products = counts.tokens * matrices + counts.drawn * head
-    elements = counts.layer_reads * matrices + counts.head_reads * head
+    matrices, head = token_elements(spec), spec.vocab * spec.hidden
+    rest = spec.layers * layer_elements(spec) - matrices
+    products = counts.tokens * matrices + counts.wanted * rest + counts.drawn * head
+    elements = counts.reads * matrices + counts.last_reads * (rest + head)
     [group] = spec.kv_groups  # all layers keep all positions, whatever they see of them
     width = group.k_width + group.v_width
-    for window, layers in spec.layers_by_window.items():
-        pairs, positions = counts.seen[window]
-        products += pairs * layers * spec.heads * width
-        elements += positions * layers * group.kv_heads * width
+    layers = [(counts.seen[window], number) for window, number in spec.layers_by_window.items()]
+    for (pairs, positions), number in (*layers, (counts.seen[spec.last_window], -1), (counts.last, 1)):
+        products += pairs * number * spec.heads * width
+        elements += positions * number * group.kv_heads * width
     return Cost(2 * products, elements * element_bytes)
+
+
+def token_elements(spec: DecoderSpec) -> int:
+    """Elements of the matrices that every token is multiplied with: of the last layer, those of its keys and values."""
+    kept = spec.hidden * spec.head_dim * 2 * spec.kv_heads
+    return (spec.layers - 1) * layer_elements(spec) + kept
 
 
 def layer_elements(spec: DecoderSpec) -> int:

@@ -82,9 +82,12 @@ class TorchExecutor:
         tokens: list[int] = []
         positions: list[int] = []
         blocks: list[int] = []
+        wanted: list[int] = []
         sampled: list[int] = []
         for chunk in plan.chunks:
-            sampled += [len(tokens) + sample.offset for sample in chunk.samples]
+            numbers = {offset: number for number, offset in enumerate(chunk.sampled_offsets, len(wanted))}
+            wanted += [len(tokens) + offset for offset in numbers]
+            sampled += [numbers[sample.offset] for sample in chunk.samples]
             tokens += [t if isinstance(t, int) else self._drawn[t] for t in chunk.tokens]
             positions += range(chunk.start, chunk.end)
             blocks += _blocks(chunk, size)
@@ -92,6 +95,7 @@ class TorchExecutor:
         offsets = where % size
         if self._needs_zeros:
             self._cache.clear(block[offsets == 0])
+        all_wanted = len(wanted) == len(tokens)
         return StepTensors(
             tokens=self._tensor(tokens),
             positions=where,
@@ -100,6 +104,8 @@ class TorchExecutor:
             sampled=self._tensor(sampled),
             tiles=make_tiles(plan.chunks, self._tiling),
             num_positions=max(positions) + 1,
+            wanted=None if all_wanted else self._tensor(wanted),
+            wanted_tiles=() if all_wanted else make_tiles(plan.chunks, self._tiling, only_sampled=True),
         )
 
     def _tensor(self, values: list[int]) -> Tensor:

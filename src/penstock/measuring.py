@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from typing import NamedTuple
 
 from penstock.config import ELEMENT_BYTES, EngineConfig
-from penstock.cost import layer_elements
+from penstock.cost import token_elements
 from penstock.disturbance import CpuTimes, disturbance
 from penstock.models.spec import DecoderSpec
 from penstock.profile import Measured, Prices, Profile, Rates, fit, queries_of_tile
@@ -199,7 +199,7 @@ def measure(
 def _reached(profile: Profile, spec: DecoderSpec, config: EngineConfig) -> Rates:
     """The machine's limits, or what these steps reached, whichever is more: what was reached is no limit."""
     flops_per_s, bytes_per_s = profile.rates
-    elements = spec.layers * layer_elements(spec)
+    elements = token_elements(spec)
     if flops_per_s is not None:
         flops_per_s = max(flops_per_s, *(2 * elements * profile.tokens_per_s(p.number) for p in profile.tokens))
     if bytes_per_s is not None and profile.tokens[0].seconds:

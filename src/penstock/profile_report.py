@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from penstock.config import EngineConfig
-from penstock.cost import layer_elements
+from penstock.cost import token_elements
 from penstock.models.spec import DecoderSpec
 from penstock.profile import Profile, Work
 
@@ -56,7 +56,7 @@ def decoding_work(sequences: int, context: int) -> Work:
 
 
 def _limits(profile: Profile, spec: DecoderSpec) -> Iterator[str]:
-    elements = spec.layers * layer_elements(spec)
+    elements = token_elements(spec)
     flops_per_s = max(2 * elements * profile.tokens_per_s(point.number) for point in profile.tokens)
     element_bytes = 4 if profile.about["dtype"] == "float32" else 2
     bytes_per_s = elements * element_bytes / profile.tokens[0].seconds

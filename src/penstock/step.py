@@ -65,6 +65,11 @@ class Chunk:
         """The number of computed tokens once this chunk has run."""
         return self.start + len(self.tokens)
 
+    @property
+    def sampled_offsets(self) -> list[int]:
+        """The tokens that something is drawn from, each once, in ascending order."""
+        return list(dict.fromkeys(sample.offset for sample in self.samples))
+
 
 class BlockCopy(NamedTuple):
     """Copy the first `num_tokens` positions of block `source` to block `target`, in every layer of `group`."""

@@ -53,9 +53,12 @@ class Queries(NamedTuple):
         return -(-(self.end - self.begin) // SEGMENT)
 
 
-def make_tiles(chunks: tuple[Chunk, ...], how: Tiling) -> tuple[AttentionTiles, ...]:
-    """Sets of tiles for every token of the chunks, in the order in which they are to be computed."""
-    pieces = list(_cut_all(chunks, how.width))
+def make_tiles(chunks: tuple[Chunk, ...], how: Tiling, *, only_sampled: bool = False) -> tuple[AttentionTiles, ...]:
+    """Sets of tiles for every token of the chunks, or for those that something is drawn from, which then are the rows.
+
+    They are in the order in which they are to be computed.
+    """
+    pieces = list(_cut_all(chunks, how.width, only_sampled=only_sampled))
     full = [piece for piece in pieces if len(piece.rows) == how.width]
     levels, rest = stack([piece for piece in pieces if len(piece.rows) < how.width], how)
     single = [piece for piece in (*full, *rest) if len(piece.rows) == 1]
@@ -65,15 +68,15 @@ def make_tiles(chunks: tuple[Chunk, ...], how: Tiling) -> tuple[AttentionTiles, 
     return (*kept, *plain)
 
 
-def _cut_all(chunks: tuple[Chunk, ...], width: int) -> Iterator[Queries]:
+def _cut_all(chunks: tuple[Chunk, ...], width: int, *, only_sampled: bool) -> Iterator[Queries]:
     """The pieces of `width` queries of every chunk; its last one may be shorter."""
     row = 0
     for chunk in chunks:
-        for start in range(chunk.start, chunk.end, width):
-            end = min(start + width, chunk.end)
-            rows = range(row + start - chunk.start, row + end - chunk.start)
-            yield Queries(list(rows), list(range(start, end)), 0, end, chunk.tables[0])
-        row += len(chunk.tokens)
+        offsets = chunk.sampled_offsets if only_sampled else range(len(chunk.tokens))
+        for first in range(0, len(offsets), width):
+            positions = [chunk.start + offset for offset in offsets[first : first + width]]
+            yield Queries(list(range(row, row + len(positions))), positions, 0, positions[-1] + 1, chunk.tables[0])
+            row += len(positions)
 
 
 def stack(pieces: list[Queries], how: Tiling) -> tuple[list[list[Queries]], list[Queries]]:

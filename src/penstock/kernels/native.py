@@ -160,6 +160,8 @@ class Native:
     ) -> Callable[[Tensor, LayerRows], Tensor]:
         """All decoder layers over their keys and values, as one call a step that changes x [rows, hidden].
 
+        Of the last layer only the rows that are wanted go on behind their keys and values.
+
         `scorings`: what each layer does to scores.
         The structs hold addresses only; the function that is given back keeps the tensors behind them.
         """
@@ -170,12 +172,16 @@ class Native:
             stride = weights[0].qkv.shape[0]  # of the weights as they are here: their tensors live as long as this
             if x.dtype != keys[0].dtype:
                 raise ValueError(f"x is {x.dtype} and keys are {keys[0].dtype}")
-            sets = structs.attention_sets(
-                rows.tiles, keys[0], values[0], scorings[0], step_rows=x.shape[0], heads=spec.heads, query_stride=stride
-            )  # of which each layer puts in its own keys, values and scoring
-            brought = structs.step(x, rows, sets)
+            num_wanted = x.shape[0] if rows.wanted is None else rows.wanted.shape[0]
+            sets, wanted_sets = (
+                structs.attention_sets(
+                    tiles, keys[0], values[0], scorings[0], step_rows=count, heads=spec.heads, query_stride=stride
+                )  # in which each layer puts its own keys, values and scoring
+                for tiles, count in ((rows.tiles, x.shape[0]), (rows.wanted_tiles, num_wanted))
+            )
+            brought = structs.step(x, rows, sets, wanted_sets)
             self._call("penstock_layers", ctypes.addressof(made), len(made), ctypes.addressof(brought))
-            return x
+            return x[:num_wanted]
 
         return run
 

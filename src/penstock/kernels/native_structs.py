@@ -76,8 +76,8 @@ class Step(ctypes.Structure):
     """`Step` in native/ops.h."""
 
     _fields_ = [
-        *((name, ADDRESS) for name in ("x", "cosine", "sine", "blocks", "offsets", "sets")),
-        *((name, COUNT) for name in ("num_sets", "rows")),
+        *((name, ADDRESS) for name in ("x", "cosine", "sine", "blocks", "offsets", "sets", "wanted_sets", "wanted")),
+        *((name, COUNT) for name in ("num_sets", "num_wanted_sets", "rows", "num_wanted")),
     ]
 
 
@@ -176,10 +176,13 @@ def _heads(weights: LayerWeights, keys: Tensor, values: Tensor, *, spec: Decoder
     return made
 
 
-def step(x: Tensor, rows: LayerRows, sets: ctypes.Array[Attention]) -> Step:
+def step(x: Tensor, rows: LayerRows, sets: ctypes.Array[Attention], wanted_sets: ctypes.Array[Attention]) -> Step:
     """What a step brings to layers that change x [rows, hidden]."""
     made = Step(x=address(x), blocks=address(rows.blocks), offsets=address(rows.offsets), rows=x.shape[0])
     if rows.cosine is not None:
         made.cosine, made.sine = address(rows.cosine), address(rows.sine)
     made.sets, made.num_sets = ctypes.addressof(sets), len(sets)
+    if rows.wanted is not None:
+        made.wanted, made.num_wanted = address(rows.wanted), rows.wanted.shape[0]
+        made.wanted_sets, made.num_wanted_sets = ctypes.addressof(wanted_sets), len(wanted_sets)
     return made

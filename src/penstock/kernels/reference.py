@@ -152,7 +152,8 @@ class LayerRows:
     """Where the rows of a step stand, as a decoder layer needs to know it.
 
     cosine, sine: float32 [rows, width/2] of their positions, None without rotary embedding; blocks, offsets: int64
-    [rows], where their keys and values go.
+    [rows], where their keys and values go; wanted: int64 [wanted], ascending, the rows that the last layer gives, None:
+    all of them; wanted_tiles: tiles of their own, in which they are numbered as `wanted` lists them.
     """
 
     cosine: Tensor | None
@@ -160,6 +161,8 @@ class LayerRows:
     blocks: Tensor
     offsets: Tensor
     tiles: tuple[AttentionTiles, ...]
+    wanted: Tensor | None = None
+    wanted_tiles: tuple[AttentionTiles, ...] = ()
 
 
 def tile_queries(heads: int, kv_heads: int, *, rows: int = QUERY_ROWS) -> int:

@@ -70,15 +70,15 @@ class Attention(Protocol):
     ) -> Tensor: ...
 
 
-# x [rows, hidden] and a step's rows to the same shape.
+# x [rows, hidden] and a step's rows to the rows that are wanted of them, [wanted, hidden].
 RunLayers = Callable[[Tensor, LayerRows], Tensor]
 
 
 class Layers(Protocol):
     """All decoder layers over their keys and values, made ready once.
 
-    Gives a function that takes x [rows, hidden] and a step's rows through all of them, to the same shape, x itself
-    perhaps, and writes keys and values.
+    Gives a function that takes x [rows, hidden] and a step's rows through all of them, to [wanted, hidden], a part of x
+    itself perhaps, and writes keys and values of all rows.
     """
 
     def __call__(

@@ -27,8 +27,9 @@ from penstock.weights import DecoderWeights, LayerWeights, Norm, Weight
 class StepTensors:
     """A step's rows on the device.
 
-    tokens, positions, blocks, offsets: int64 [rows], the last two where a row's KV goes; sampled: int64 [samples], the
-    rows whose logits are wanted; num_positions is above every position.
+    tokens, positions, blocks, offsets: int64 [rows], the last two where a row's KV goes; wanted, wanted_tiles: see
+    `LayerRows`; sampled: int64 [samples], which of the wanted rows each sample is drawn from; num_positions is above
+    every position.
     """
 
     tokens: Tensor
@@ -38,6 +39,8 @@ class StepTensors:
     sampled: Tensor
     tiles: tuple[AttentionTiles, ...]
     num_positions: int
+    wanted: Tensor | None = None
+    wanted_tiles: tuple[AttentionTiles, ...] = ()
 
 
 class Decoder:
@@ -54,7 +57,7 @@ class Decoder:
         )
 
     def forward(self, step: StepTensors, cache: KVCache) -> Tensor:
-        """Logits of the sampled rows, float32 [samples, vocab]."""
+        """Logits for the samples, float32 [samples, vocab]."""
         if self._rotary is not None:
             self._rotary.reserve(step.num_positions)
         x = self._kernels.embed(step.tokens, self._weights.embedding)  # [rows, hidden]
@@ -71,7 +74,7 @@ class Decoder:
 
     def _rows(self, step: StepTensors) -> LayerRows:
         cosine, sine = self._rotary.at(step.positions) if self._rotary is not None else (None, None)
-        return LayerRows(cosine, sine, step.blocks, step.offsets, step.tiles)
+        return LayerRows(cosine, sine, step.blocks, step.offsets, step.tiles, step.wanted, step.wanted_tiles)
 
     def _layers_over(self, cache: KVCache) -> RunLayers:
         """The layers, made ready for a cache when it is first seen."""
@@ -90,7 +93,7 @@ class Decoder:
         for number, layer in enumerate(self._weights.layers):
             x = self._kernels.add(x, self._attend(x, layer, place=rows, number=number, cache=cache))
             x = self._kernels.add(x, self._mlp(x, layer))
-        return x
+        return x if rows.wanted is None else x[rows.wanted]
 
     def _attend(self, x: Tensor, layer: LayerWeights, *, place: LayerRows, number: int, cache: KVCache) -> Tensor:
         spec, kernels = self.spec, self._kernels

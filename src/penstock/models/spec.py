@@ -80,6 +80,11 @@ class DecoderSpec:
         """How many layers have each window."""
         return dict(Counter(self.windows)) if self.windows else {None: self.layers}
 
+    @property
+    def last_window(self) -> int | None:
+        """The window of the last layer."""
+        return self.windows[-1] if self.windows else None
+
     def kv_bytes_per_token(self, element_bytes: int) -> int:
         """Bytes of KV that one token takes, over all layers."""
         return sum(len(g.layers) * g.kv_heads * (g.k_width + g.v_width) * element_bytes for g in self.kv_groups)

@@ -2,6 +2,7 @@
 #include "layer.h"
 
 #include <chrono>
+#include <cstring>
 
 namespace penstock {
 namespace {
@@ -30,26 +31,35 @@ void attend(Context& context, Attention* sets, int64_t count) {
 
 namespace {
 
-// What the step brings, put where it belongs.
-void bring(Layer& layer, const Step& step) {
-    for (Product* product : {&layer.qkv, &layer.out, &layer.gate_up, &layer.down}) product->rows = step.rows;
-    layer.qkv.x = layer.gate_up.x = step.x;
-    layer.out.residual = layer.down.residual = layer.out.out = layer.down.out = step.x;
-    layer.heads.rows = step.rows;
+// The rows of a step that a part of a layer computes, and their tiles.
+struct RowsOf {
+    int64_t rows;
+    Attention* sets;
+    int64_t num_sets;
+};
+
+size_t bytes_of(const Layer& layer, int64_t numbers) {
+    return static_cast<size_t>(numbers) * (layer.qkv.type == FLOAT32 ? 4 : 2);
+}
+
+// What the step brings, put where it belongs, and the library's own memory between the kernels.
+void bring_heads(Context& context, Layer& layer, const Step& step) {
+    layer.qkv.rows = layer.heads.rows = step.rows;
+    layer.qkv.x = step.x;
+    layer.qkv.out = layer.heads.fused = context.fused.reserve(bytes_of(layer, step.rows * layer.qkv.n));
     layer.heads.cosine = step.cosine;
     layer.heads.sine = step.sine;
     layer.heads.blocks = step.blocks;
     layer.heads.offsets = step.offsets;
 }
 
-// Where the library's own memory goes between the kernels.
-void connect(Context& context, Layer& layer, const Step& step) {
-    const auto bytes = static_cast<size_t>(step.rows) * (layer.qkv.type == FLOAT32 ? 4 : 2);
-    layer.qkv.out = layer.heads.fused = context.fused.reserve(bytes * static_cast<size_t>(layer.qkv.n));
-    void* mixed = context.mixed.reserve(bytes * static_cast<size_t>(layer.out.k));
+void bring_rest(Context& context, Layer& layer, const Step& step, const RowsOf& some) {
+    for (Product* product : {&layer.out, &layer.gate_up, &layer.down}) product->rows = some.rows;
+    layer.gate_up.x = layer.out.residual = layer.down.residual = layer.out.out = layer.down.out = step.x;
+    void* mixed = context.mixed.reserve(bytes_of(layer, some.rows * layer.out.k));
     layer.out.x = mixed;
-    layer.down.x = layer.gate_up.out = context.hidden.reserve(bytes * static_cast<size_t>(layer.gate_up.n));
-    for (Attention* set = step.sets; set < step.sets + step.num_sets; ++set) {
+    layer.down.x = layer.gate_up.out = context.hidden.reserve(bytes_of(layer, some.rows * layer.gate_up.n));
+    for (Attention* set = some.sets; set < some.sets + some.num_sets; ++set) {
         set->query = layer.heads.fused;  // queries come first in each row
         set->out = mixed;
         set->keys = layer.heads.keys;
@@ -60,12 +70,32 @@ void connect(Context& context, Layer& layer, const Step& step) {
     }
 }
 
-void run_layer(Context& context, const Layer& layer, const Step& step) {
+// Wanted rows to the front; they ascend, so none is written over before it has moved.
+void move_to_front(const Step& step, void* matrix, size_t stride, size_t bytes) {
+    char* rows = static_cast<char*>(matrix);
+    for (int64_t i = 0; i < step.num_wanted; ++i) {
+        const auto from = static_cast<size_t>(step.wanted[i]), to = static_cast<size_t>(i);
+        if (from != to) std::memcpy(rows + to * stride, rows + from * stride, bytes);
+    }
+}
+
+// Keys and values of all rows, and of those that are wanted what they become.
+void run_layer(Context& context, Layer layer, const Step& step, bool all) {
     const Type type = layer.qkv.type;
     const auto linear = context.kernels.linear[type];
+    bring_heads(context, layer, step);
     timed(context, LINEAR, [&] { linear(context, layer.qkv); });
     timed(context, OTHER, [&] { context.kernels.heads[type](context, layer.heads); });
-    timed(context, ATTENTION, [&] { attend(context, step.sets, step.num_sets); });
+    RowsOf some{step.rows, step.sets, step.num_sets};
+    if (!all) {
+        some = {step.num_wanted, step.wanted_sets, step.num_wanted_sets};
+        const size_t hidden = bytes_of(layer, layer.qkv.k), fused = bytes_of(layer, layer.qkv.n);
+        move_to_front(step, step.x, hidden, hidden);
+        move_to_front(step, layer.heads.fused, fused, bytes_of(layer, layer.heads.heads * layer.heads.width));
+    }
+    if (some.rows == 0) return;
+    bring_rest(context, layer, step, some);
+    timed(context, ATTENTION, [&] { attend(context, some.sets, some.num_sets); });
     timed(context, LINEAR, [&] {
         linear(context, layer.out);
         linear(context, layer.gate_up);
@@ -76,12 +106,7 @@ void run_layer(Context& context, const Layer& layer, const Step& step) {
 }  // namespace
 
 void run_layers(Context& context, const Layer* layers, int64_t count, const Step& step) {
-    for (int64_t i = 0; i < count; ++i) {
-        Layer layer = layers[i];
-        bring(layer, step);
-        connect(context, layer, step);
-        run_layer(context, layer, step);
-    }
+    for (int64_t i = 0; i < count; ++i) run_layer(context, layers[i], step, step.wanted == nullptr || i + 1 < count);
 }
 
 }  // namespace penstock

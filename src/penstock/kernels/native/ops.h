@@ -82,12 +82,16 @@ struct Layer {
 };
 
 // What a step brings to every layer: x [rows, hidden], which they change; the rest as in Heads and Attention.
+//
+// Of the last layer only some rows may be wanted: behind its keys and values it goes on with these alone, at the front
+// of x. Their tiles are `wanted_sets`, whose rows are numbered as `wanted` lists them.
 struct Step {
     void* x;
     const float *cosine, *sine;
     const int64_t *blocks, *offsets;
-    Attention* sets;
-    int64_t num_sets, rows;
+    Attention *sets, *wanted_sets;
+    const int64_t* wanted;  // [num_wanted], ascending; null: all rows
+    int64_t num_sets, num_wanted_sets, rows, num_wanted;
 };
 
 // A token to be drawn from a row of logits, and what came of it.
