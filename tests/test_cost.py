@@ -71,6 +71,16 @@ def test_a_layer_with_a_window_sees_and_reads_no_more_than_that() -> None:
     assert full.moved_bytes == found.moved_bytes
 
 
+def test_a_window_of_the_last_layer_is_that_of_the_tokens_that_are_drawn_from() -> None:
+    """Positions 6 .. 9 with a window of 3: only the last one is wanted, and sees none of those that were cached."""
+    spec, drawing = replace(SPEC, windows=(None, None, 3)), chunk(1, 6, 4, 4, 5, 6, samples=1)
+    found = step_cost(spec, StepPlan(1, (drawing,)), element_bytes=2, block_tokens=4)
+    assert found.moved_bytes == 2 * (3 * LAYER + HEAD + 4 * KV + 6 * KV * 2 // 3)
+    before = replace(drawing, samples=(replace(drawing.samples[0], offset=1),))  # position 7 sees 5
+    found = step_cost(spec, StepPlan(1, (before,)), element_bytes=2, block_tokens=4)
+    assert found.moved_bytes == 2 * (3 * LAYER + HEAD + 4 * KV + 6 * KV * 2 // 3 + KV // 3)
+
+
 def test_blocks_that_sequences_share_are_read_once() -> None:
     alone = cost(chunk(1, 9, 1, 5, 6, 7, samples=1))
     shared = cost(chunk(1, 9, 1, 5, 6, 7, samples=1), chunk(2, 10, 1, 5, 6, 8, samples=1))

@@ -6,6 +6,7 @@ import math
 import multiprocessing
 import os
 import subprocess
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -280,6 +281,20 @@ def test_a_step_of_native_layers_gives_the_logits_of_the_reference(
     ours_of = dict(ours.top)
     assert all(abs(ours_of.get(token, value) - value) < reach for token, value in slow.top)
     assert abs(ours.top[0][1] - slow.top[0][1]) < reach
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_where_nothing_is_drawn_the_last_layer_ends_with_its_keys_and_values(isa: str) -> None:
+    team = opened(isa)
+    kernels, engine = team.native, executor(replace(LLAMA, layers=1), native=team)
+    assert kernels is not None
+    before, tokens, table = kernels.layer_seconds(), (7,) * 40, (tuple(range(3)),)
+    engine.collect(engine.submit(plan(Chunk(1, 0, tokens, table))))
+    without = kernels.layer_seconds()
+    assert without.linear > before.linear
+    assert without.attention == before.attention
+    engine.collect(engine.submit(plan(Chunk(1, 0, tokens, table, last(39)), step=2)))
+    assert kernels.layer_seconds().attention > without.attention
 
 
 def _use(kernels: Native, weight: Weight, said: multiprocessing.Queue[str]) -> None:

@@ -55,9 +55,10 @@ def step_cost(spec: DecoderSpec, plan: StepPlan, *, element_bytes: int, block_to
         pairs = sum(num_pairs(chunk.start, chunk.end, window=window) for chunk in plan.chunks)
         seen[window] = _Seen(pairs, plan.num_tokens + _cached_positions(plan.chunks, block_tokens, window=window))
     drawing = tuple(chunk for chunk in plan.chunks if chunk.samples)
-    wanted = [chunk.start + offset for chunk in drawing for offset in chunk.sampled_offsets]
+    wanted = [chunk.start + offset for chunk in drawing for offset in chunk.wanted_offsets]
     pairs = sum(num_pairs(position, position + 1, window=spec.last_window) for position in wanted)
-    last = _Seen(pairs, plan.num_tokens + _cached_positions(drawing, block_tokens, window=spec.last_window))
+    cached = _cached_positions(drawing, block_tokens, window=spec.last_window, only_wanted=True)
+    last = _Seen(pairs, plan.num_tokens + cached)
     counts = _Counts(plan.num_tokens, len(wanted), drawn, 1, min(1, drawn), seen, last)
     return _cost(spec, counts, element_bytes)
 
@@ -70,12 +71,15 @@ def job_cost(spec: DecoderSpec, rows: Iterable[Outline], *, element_bytes: int) 
     tokens; and a position is read in each step in which an answer behind it goes on and sees it, so at least by the row
     that is the first to have it, for each of that one's own tokens. Walks the rows once more for each window.
     """
-    tokens = wanted = drawn = pairs = reads = longest = 0
+    tokens = wanted = drawn = pairs = wanted_pairs = reads = longest = 0
     for prompt_tokens, new_tokens, output_tokens, samples in rows:
         each = output_tokens // samples
         more = max(0, each - 1)  # tokens of each sample that are computed
         tokens += new_tokens + samples * more
-        wanted += min(1, new_tokens, each) + samples * more
+        first = min(1, new_tokens, each)  # the prompt's last token is wanted, where it is new
+        wanted += first + samples * more
+        wanted_pairs += num_pairs(prompt_tokens - first, prompt_tokens, window=spec.last_window)
+        wanted_pairs += samples * num_pairs(prompt_tokens, prompt_tokens + more, window=spec.last_window)
         drawn += output_tokens
         pairs += num_pairs(prompt_tokens - new_tokens, prompt_tokens)
         pairs += samples * num_pairs(prompt_tokens, prompt_tokens + more)
@@ -83,18 +87,8 @@ def job_cost(spec: DecoderSpec, rows: Iterable[Outline], *, element_bytes: int) 
         longest = max(longest, each)
     seen: dict[int | None, _Seen] = {None: _Seen(pairs, tokens + reads)}
     seen |= {window: _seen_within(window, rows, tokens) for window in spec.layers_by_window if window is not None}
-    last = _Seen(_wanted_pairs(spec.last_window, rows), seen[spec.last_window].positions)
+    last = _Seen(wanted_pairs, seen[spec.last_window].positions)
     return _cost(spec, _Counts(tokens, wanted, drawn, longest, longest, seen, last), element_bytes)
-
-
-def _wanted_pairs(window: int | None, rows: Iterable[Outline]) -> int:
-    """What the last layer sees: the last token of a prompt, where it is new, and the answers."""
-    pairs = 0
-    for prompt_tokens, new_tokens, output_tokens, samples in rows:
-        each = output_tokens // samples
-        pairs += num_pairs(prompt_tokens - min(1, new_tokens, each), prompt_tokens, window=window)
-        pairs += samples * num_pairs(prompt_tokens, prompt_tokens + max(0, each - 1), window=window)
-    return pairs
 
 
 def _seen_within(window: int, rows: Iterable[Outline], tokens: int) -> _Seen:
@@ -156,12 +150,16 @@ def _reads(tokens: int, steps: int, *, window: int) -> int:
     return whole * tokens + rest * seen - rest * (rest - 1) // 2
 
 
-def _cached_positions(chunks: tuple[Chunk, ...], block_tokens: int, *, window: int | None) -> int:
-    """Positions computed in earlier steps that the chunks see, each once however many chunks share it."""
+def _cached_positions(
+    chunks: tuple[Chunk, ...], block_tokens: int, *, window: int | None, only_wanted: bool = False
+) -> int:
+    """Positions computed in earlier steps that the chunks see, or their wanted tokens; each once, whoever shares it."""
     filled: dict[int, int] = {}
     for chunk in chunks:
+        query = chunk.start + (chunk.wanted_offsets[0] if only_wanted else 0)
+        seen_from = 0 if window is None else min(chunk.start, max(0, query - window + 1))
         whole, rest = divmod(chunk.start, block_tokens)
-        first, cut = divmod(0 if window is None else max(0, chunk.start - window + 1), block_tokens)
+        first, cut = divmod(seen_from, block_tokens)
         table = chunk.tables[0]
         filled.update(dict.fromkeys(table[first + (cut > 0) : whole], block_tokens))
         parts = [(first, block_tokens - cut)] if cut and first < whole else []

@@ -85,7 +85,7 @@ class TorchExecutor:
         wanted: list[int] = []
         sampled: list[int] = []
         for chunk in plan.chunks:
-            numbers = {offset: number for number, offset in enumerate(chunk.sampled_offsets, len(wanted))}
+            numbers = {offset: number for number, offset in enumerate(chunk.wanted_offsets, len(wanted))}
             wanted += [len(tokens) + offset for offset in numbers]
             sampled += [numbers[sample.offset] for sample in chunk.samples]
             tokens += [t if isinstance(t, int) else self._drawn[t] for t in chunk.tokens]
@@ -96,6 +96,7 @@ class TorchExecutor:
         if self._needs_zeros:
             self._cache.clear(block[offsets == 0])
         all_wanted = len(wanted) == len(tokens)
+        ends_early = self._decoder.ends_early and not all_wanted
         return StepTensors(
             tokens=self._tensor(tokens),
             positions=where,
@@ -105,7 +106,7 @@ class TorchExecutor:
             tiles=make_tiles(plan.chunks, self._tiling),
             num_positions=max(positions) + 1,
             wanted=None if all_wanted else self._tensor(wanted),
-            wanted_tiles=() if all_wanted else make_tiles(plan.chunks, self._tiling, only_sampled=True),
+            wanted_tiles=make_tiles(plan.chunks, self._tiling, only_wanted=True) if ends_early else (),
         )
 
     def _tensor(self, values: list[int]) -> Tensor:

@@ -177,7 +177,7 @@ def _workspace(spec: DecoderSpec, shape: Shape) -> int:
 def _step_bytes(spec: DecoderSpec, shape: Shape) -> int:
     """The layers of a step of `token_budget` tokens, and its tables of blocks."""
     rows = _round_up(shape.token_budget, 64)
-    tables = (shape.sequences + rows) * 8 * 8 + shape.sequences * -(-spec.context_tokens // shape.block_tokens) * 16
+    tables = (shape.sequences + rows) * 16 * 8 + shape.sequences * -(-spec.context_tokens // shape.block_tokens) * 24
     per_row = _native_row_bytes if shape.is_native else _reference_row_bytes
     fixed = _native_fixed_bytes(spec, shape, rows) if shape.is_native else _reference_fixed_bytes(spec, shape)
     return rows * per_row(spec, shape.element_bytes) + tables + fixed

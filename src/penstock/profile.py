@@ -2,9 +2,10 @@
 
 Owns what of a step takes time (`Work`), the curve and prices that turn work into seconds, and their fit to measured
 steps. Pure arithmetic: `measuring.py` runs the steps, `profile_store.py` keeps the result.
-One idea: a step's time is a sum, so the points of two curves (matrices by tokens, logits by samples) and eight prices
-are the unknowns of one linear system, in which every measured step is an equation. It is solved for least relative
-errors, with no unknown below zero; what is left of those errors is how far a prediction may be trusted.
+One idea: a step's time is a sum, so the points of two curves (matrices by tokens; logits by samples, with what of the
+last layer only they need) and eight prices are the unknowns of one linear system, in which every measured step is an
+equation. It is solved for least relative errors, with no unknown below zero; what is left of those errors is how far a
+prediction may be trusted.
 """
 
 from __future__ import annotations

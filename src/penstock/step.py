@@ -66,9 +66,9 @@ class Chunk:
         return self.start + len(self.tokens)
 
     @property
-    def sampled_offsets(self) -> list[int]:
+    def wanted_offsets(self) -> list[int]:
         """The tokens that something is drawn from, each once, in ascending order."""
-        return list(dict.fromkeys(sample.offset for sample in self.samples))
+        return sorted({sample.offset for sample in self.samples})
 
 
 class BlockCopy(NamedTuple):

@@ -1,8 +1,8 @@
 """`make_tiles`: a step's chunks to tiles of queries, as attention wants them.
 
-Owns which queries share a tile. A chunk is cut in pieces of consecutive queries. Pieces that do not fill a tile, single
-new tokens above all, are stacked where their sequences begin with the same blocks: those are attended to once for all
-of them, and each piece goes on behind them by itself.
+Owns which queries share a tile. A chunk is cut in pieces of queries, in ascending order. Pieces that do not fill a
+tile, single new tokens above all, are stacked where their sequences begin with the same blocks: those are attended to
+once for all of them, and each piece goes on behind them by itself.
 One idea: stacking is a walk down the tree of shared segments, level by level. A stack is what a node's pieces share
 before they part, so sequences that share more with some than with others are stacked with all of them, then with those.
 """
@@ -53,12 +53,12 @@ class Queries(NamedTuple):
         return -(-(self.end - self.begin) // SEGMENT)
 
 
-def make_tiles(chunks: tuple[Chunk, ...], how: Tiling, *, only_sampled: bool = False) -> tuple[AttentionTiles, ...]:
+def make_tiles(chunks: tuple[Chunk, ...], how: Tiling, *, only_wanted: bool = False) -> tuple[AttentionTiles, ...]:
     """Sets of tiles for every token of the chunks, or for those that something is drawn from, which then are the rows.
 
     They are in the order in which they are to be computed.
     """
-    pieces = list(_cut_all(chunks, how.width, only_sampled=only_sampled))
+    pieces = list(_cut_all(chunks, how.width, only_wanted=only_wanted))
     full = [piece for piece in pieces if len(piece.rows) == how.width]
     levels, rest = stack([piece for piece in pieces if len(piece.rows) < how.width], how)
     single = [piece for piece in (*full, *rest) if len(piece.rows) == 1]
@@ -68,11 +68,11 @@ def make_tiles(chunks: tuple[Chunk, ...], how: Tiling, *, only_sampled: bool = F
     return (*kept, *plain)
 
 
-def _cut_all(chunks: tuple[Chunk, ...], width: int, *, only_sampled: bool) -> Iterator[Queries]:
+def _cut_all(chunks: tuple[Chunk, ...], width: int, *, only_wanted: bool) -> Iterator[Queries]:
     """The pieces of `width` queries of every chunk; its last one may be shorter."""
     row = 0
     for chunk in chunks:
-        offsets = chunk.sampled_offsets if only_sampled else range(len(chunk.tokens))
+        offsets = chunk.wanted_offsets if only_wanted else range(len(chunk.tokens))
         for first in range(0, len(offsets), width):
             positions = [chunk.start + offset for offset in offsets[first : first + width]]
             yield Queries(list(range(row, row + len(positions))), positions, 0, positions[-1] + 1, chunk.tables[0])

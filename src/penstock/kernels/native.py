@@ -78,7 +78,6 @@ class Native:
         out, inner = weight.shape
         kind = TYPES[matrix.dtype]
         packed = torch.empty(self._library.penstock_packed_size(out, inner, kind), dtype=matrix.dtype)
-        self.prefer_huge_pages(packed)
         self._call("penstock_pack", address(matrix), address(packed), out, inner, kind)
         parts = {"weight": packed}
         if "bias" in weight.parts:

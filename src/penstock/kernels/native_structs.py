@@ -182,6 +182,7 @@ def step(x: Tensor, rows: LayerRows, sets: ctypes.Array[Attention], wanted_sets:
     if rows.cosine is not None:
         made.cosine, made.sine = address(rows.cosine), address(rows.sine)
     made.sets, made.num_sets = ctypes.addressof(sets), len(sets)
+    made.num_wanted = x.shape[0]
     if rows.wanted is not None:
         made.wanted, made.num_wanted = address(rows.wanted), rows.wanted.shape[0]
         made.wanted_sets, made.num_wanted_sets = ctypes.addressof(wanted_sets), len(wanted_sets)

@@ -106,7 +106,7 @@ class AttentionTiles:
 
     Sets of tiles are computed in order. Where `kept`, a set's tiles hold queries of several sequences, which see all
     their tile's keys; what is found is kept as these queries' states, and a later set goes on from there. Otherwise a
-    tile holds consecutive queries of one sequence, and its keys reach up to its last query.
+    tile holds queries of one sequence in ascending order, and its keys reach up to its last query.
 
     Attributes:
         rows: int64 [tiles, queries]: row of each query in the step; padding points at row 0.

@@ -56,6 +56,11 @@ class Decoder:
             RotaryTable(spec, device=weights.embedding.parts["weight"].device) if spec.positions == "rotary" else None
         )
 
+    @property
+    def ends_early(self) -> bool:
+        """Whether the last layer goes on with the wanted rows only, and so needs tiles of their own."""
+        return self._kernels.layers is not None
+
     def forward(self, step: StepTensors, cache: KVCache) -> Tensor:
         """Logits for the samples, float32 [samples, vocab]."""
         if self._rotary is not None:

@@ -10,7 +10,7 @@
 //   begin(), end()         around a thread's work
 //   ROWS                   rows that it multiplies at once, at most: tiles are padded to it
 //   height(left)           how many it does when `left` are to go
-//   size(rows, k)          Numbers that `rows` x `k` take as its left operand, a multiple of blocks
+//   size(rows, k)          Numbers that `rows` x `k` take as its left operand, with what is written behind them
 //   lay_out(...)           float32 panels to left operand
 //   lay_out_queries(...)   a tile's queries from panels, and
 //   attend(...)            a segment: `attend_segment`, or another way to the same numbers

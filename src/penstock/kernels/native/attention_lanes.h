@@ -124,9 +124,11 @@ void score_keys(const Tile& tile, const Segment<T>& segment, const typename Side
             segment.fetch_row(segment.a.values, key);
             Side::keep_key(segment, key, keys + (key - first) * STRIDE);
         }
-        for (int64_t panel = 0; panel * PANEL < tile.height; ++panel)
+        for (int64_t panel = 0; panel * PANEL < tile.height; ++panel) {
+            const auto* queries = turned + panel * depth * PANEL;
             multiply_block<typename Side::template Product<STRIDE, 1>>(
-                height, keys, turned + panel * depth * PANEL, scores + (panel * SEGMENT + first) * PANEL, depth, true, {});
+                height, keys, queries, scores + (panel * SEGMENT + first) * PANEL, depth, true, nothing_of(queries));
+        }
     });
 }
 
@@ -221,7 +223,8 @@ void attend_lanes(const Tile& tile, Space& space, int64_t start, const Segment<T
                 float* out = space.partial + (panel * tile.padded + row + first) * PANEL;
                 const auto* weights = reinterpret_cast<const Left*>(space.scores + row * SEGMENT) + first;
                 multiply_block<typename Side::template Product<1, PANEL>>(height, weights, space.right, out,
-                                                                          Side::depth(count), true, {});
+                                                                          Side::depth(count), true,
+                                                                          nothing_of(space.right));
             });
     }
     for (int64_t row = 0; row < tile.height; row += PANEL)

@@ -82,8 +82,7 @@ struct VectorUnit {
     }
 
     static void multiply(const float* left, int64_t row, int64_t rows, const float* panel, float* out, int64_t k) {
-        multiply_block<WideUnit<float>>(block_rows(rows - row), left + row * k, panel, out, k, true,
-                                        Fetch{reinterpret_cast<const char*>(panel), 0});
+        multiply_block<WideUnit<float>>(block_rows(rows - row), left + row * k, panel, out, k, true, nothing_of(panel));
     }
 };
 

@@ -54,6 +54,9 @@ struct Fetch {
     }
 };
 
+// Where what is multiplied is in the cache already.
+inline Fetch nothing_of(const void* operand) { return {static_cast<const char*>(operand), 0}; }
+
 // The sums of two vectors of columns, as they are carried along K.
 template <int ROWS>
 struct Strip {

@@ -106,7 +106,10 @@ void run_layer(Context& context, Layer layer, const Step& step, bool all) {
 }  // namespace
 
 void run_layers(Context& context, const Layer* layers, int64_t count, const Step& step) {
-    for (int64_t i = 0; i < count; ++i) run_layer(context, layers[i], step, step.wanted == nullptr || i + 1 < count);
+    for (int64_t i = 0; i < count; ++i) {
+        const bool all = step.num_wanted == step.rows || i + 1 < count;
+        run_layer(context, layers[i], step, all);
+    }
 }
 
 }  // namespace penstock

@@ -90,7 +90,7 @@ struct Step {
     const float *cosine, *sine;
     const int64_t *blocks, *offsets;
     Attention *sets, *wanted_sets;
-    const int64_t* wanted;  // [num_wanted], ascending; null: all rows
+    const int64_t* wanted;  // [num_wanted], ascending; not looked at where all rows are wanted
     int64_t num_sets, num_wanted_sets, rows, num_wanted;
 };
 

@@ -95,8 +95,7 @@ struct QueryUnit : PairPanels {
         const uint16_t* left, int64_t row, int64_t rows, const uint16_t* panel, float* out, int64_t k) {
         const int64_t depth = PairUnit::depth(k);
         const auto* x = reinterpret_cast<const uint32_t*>(left) + row * depth;
-        multiply_block<PairUnit>(block_rows(rows - row), x, panel, out, depth, true,
-                                 Fetch{reinterpret_cast<const char*>(panel), 0});
+        multiply_block<PairUnit>(block_rows(rows - row), x, panel, out, depth, true, nothing_of(panel));
     }
 };
 
