@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 from collections.abc import Callable, Sequence
@@ -26,6 +27,7 @@ from tests.job_runs import row, write_rows
 from tests.profiles import KV_BYTES, profile, terms
 
 READING_S = 0.5
+BEFORE_S = READING_S + 1  # with the simulation, by the clock that it is given
 GREEDY = {"temperature": 0, "ignore_eos": True}
 
 
@@ -70,6 +72,7 @@ def look(
             price=price or Price(),
             reading_s=READING_S,
             memory_bytes=memory_bytes,
+            clock=itertools.count().__next__,
         )
 
 
@@ -85,9 +88,9 @@ def test_a_small_job_by_hand(tmp_path: Path) -> None:
     assert found.hit_share == pytest.approx(16 / 34, abs=0.06)
     assert found.is_certain
     assert found.forecast.seconds == pytest.approx(simulated.seconds)
-    assert found.seconds == pytest.approx(READING_S + simulated.seconds)  # the reading, and then the engine
-    assert found.low_s - READING_S == pytest.approx(found.forecast.low_s)
-    assert found.high_s - READING_S == pytest.approx(found.forecast.high_s)
+    assert found.seconds == pytest.approx(BEFORE_S + simulated.seconds)  # what comes before, and then the engine
+    assert found.low_s - BEFORE_S == pytest.approx(found.forecast.low_s)
+    assert found.high_s - BEFORE_S == pytest.approx(found.forecast.high_s)
     assert found.optimal_share is not None
     assert 0 < found.optimal_share < 1
     assert found.money == pytest.approx(found.seconds)

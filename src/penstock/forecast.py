@@ -24,6 +24,7 @@ from penstock.profile import Work
 from penstock.simulation import SimRow, Simulated, Terms, simulate
 
 MOST_WORK = 60_000  # tokens drawn in simulations of one job, about: one or two seconds
+RUN_WORK = 10_000  # those of a run, whose first row waits for it: less than a second
 NUM_WINDOWS = 3
 GENERATIONS = 2  # of rows that run at once, in a window: one a half, for rows of one length end together
 LEAST_ERROR = 0.1  # what a machine differs from itself, from day to day
@@ -66,6 +67,11 @@ class Limits(NamedTuple):
     work: float
     windows: int
     least_rows: int
+
+
+def limits_of_run(max_sequences: int) -> Limits:
+    """How much a run simulates before its first row."""
+    return Limits(RUN_WORK, 1, GENERATIONS * max_sequences)
 
 
 class Estimate(NamedTuple):

@@ -6,6 +6,7 @@ order; the rows that are simulated, or looked at as texts, are read again from t
 
 from __future__ import annotations
 
+import time
 from array import array
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
-from penstock.forecast import Forecast, forecast, weight
+from penstock.forecast import Forecast, forecast, limits_of_run, weight
 from penstock.jobs.advice import Advice, advise
 from penstock.jobs.formats import LineReader
 from penstock.jobs.plan_file import PlacedRow, PlanFile, PlannedRow, PlanTotals
@@ -165,7 +166,8 @@ class Outlook:
         prediction: of a run, from the first look at the input to the last answer.
         kv_bytes: what the job's keys and values take at most at once; kv_memory_bytes: what they may take.
         is_certain: whether answers have exactly the lengths expected.
-        reading_s: what it took to read the rows and put them in order, which a run does too before its first row.
+        reading_s: what it took to read the rows, put them in order and simulate as many as a run does, all of which a
+            run does too before its first row.
     """
 
     totals: PlanTotals
@@ -226,11 +228,17 @@ def look_ahead(
     price: Price,
     reading_s: float,
     memory_bytes: int | None = None,
+    clock: Callable[[], float] = time.monotonic,
 ) -> Outlook:
     """Forecast a job, planned in `reading_s` seconds within `memory_bytes`, and look for what would help it."""
     job = PlannedJob(plan, input_file)
     try:
-        found = forecast(job.outlines, job.load, terms, is_certain=job.is_certain)
+        before_s = clock()
+        limits = limits_of_run(terms.config.max_sequences)
+        found = forecast(job.outlines, job.load, terms, is_certain=job.is_certain, limits=limits)
+        reading_s += clock() - before_s
+        if found.simulated_rows < found.rows:  # nobody waits for a first row here
+            found = forecast(job.outlines, job.load, terms, is_certain=job.is_certain)
         totals = plan.totals()
         return Outlook(
             totals=totals,

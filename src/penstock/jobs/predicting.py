@@ -12,7 +12,7 @@ from pathlib import Path
 
 from penstock.cost import layer_elements
 from penstock.disturbance import describe_disturbance
-from penstock.forecast import GENERATIONS, Limits, forecast
+from penstock.forecast import forecast, limits_of_run
 from penstock.jobs.loading import Loaded
 from penstock.jobs.outlook import PlannedJob
 from penstock.jobs.plan_file import PlanFile
@@ -22,7 +22,6 @@ from penstock.measuring import QUICK
 from penstock.models.spec import DecoderSpec
 from penstock.simulation import Terms
 
-SIMULATED_WORK = 10_000  # tokens drawn, about: less than a second, since the job waits for it
 SLOW_FLOPS_PER_S = 5e10  # of a small machine
 LONG_S = 600.0
 
@@ -65,7 +64,7 @@ def _predict(plan: PlanFile, store: Store, input_file: Path, terms: Terms) -> Pr
     done = store.done_rows()
     job = PlannedJob(plan, input_file, is_done=lambda row: row < len(done) and bool(done[row]))
     try:
-        limits = Limits(SIMULATED_WORK, 1, GENERATIONS * terms.config.max_sequences)
+        limits = limits_of_run(terms.config.max_sequences)
         found = forecast(job.outlines, job.load, terms, is_certain=job.is_certain, limits=limits)
         rows = store.about().rows - store.totals().done
         return job.prediction(found, terms, rows=rows)
