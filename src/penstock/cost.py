@@ -2,8 +2,8 @@
 
 Counts only what no engine can leave out: products of matrices, attention, weights read once a step, each cached
 position read once a step however many sequences share it, new positions written; and of the last layer nothing but keys
-and values, where nothing is drawn from a token. Norms, activations, embedding rows,
-block copies and sampling are left out, so the time is a lower bound. Pure arithmetic: no tensors, no clock.
+and values, where nothing is drawn from a token. Norms, activations, embedding rows, block copies and sampling are left
+out, so the time is a lower bound. Pure arithmetic: no tensors, no clock.
 Two things are counted so: the steps that a plan chose (`step_cost`), and a job whatever its plan (`job_cost`). No sum
 of steps that do a job is below the job's own cost, so only that one tells a good plan from a bad one.
 """
