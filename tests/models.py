@@ -101,8 +101,8 @@ def pack_all(weights: DecoderWeights, kernels: Kernels) -> DecoderWeights:
 @cache
 def native_isas() -> tuple[str, ...]:
     """The instruction sets of the native kernels that this machine can run; none where they were not built."""
-    best = open_native(dtype="float32", threads=1).native
-    return ISAS[: ISAS.index(best.isa) + 1] if best else ()
+    found = {isa: open_native(dtype="float32", threads=1, max_isa=isa).native for isa in ISAS}
+    return tuple(isa for isa, native in found.items() if native is not None and native.isa == isa)
 
 
 @cache

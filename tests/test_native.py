@@ -52,6 +52,23 @@ def test_the_library_is_built_where_there_is_a_compiler() -> None:
     assert ISAS, open_native(dtype="float32", threads=1).why_not
 
 
+@pytest.mark.skipif("avx512_bf16" not in ISAS, reason="without VDPBF16PS there is nothing to pass over")
+def test_pairs_are_passed_over_where_two_fmas_are_faster_unless_they_are_asked_for() -> None:
+    flags = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags")).split()
+    is_slow = processor_vendor() == "GenuineIntel" and "avx512_fp16" in flags and "amx" not in ISAS
+    best = open_native(dtype="float32", threads=1).native
+    assert best is not None
+    assert (best.isa == "avx512") == is_slow
+    assert (best.passed_over is not None) == is_slow
+    for named in ("avx512_bf16", "avx512"):
+        assert native(named).passed_over is None
+
+
+def processor_vendor() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next(line.split()[-1] for line in lines if line.startswith("vendor_id"))
+
+
 def test_what_cannot_run_has_a_reason_and_the_reference_computes() -> None:
     missing = open_native(dtype="float32", threads=1, library=Path("nowhere/libpenstock.so"))
     assert missing.native is None

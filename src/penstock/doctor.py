@@ -60,7 +60,7 @@ def _instruction_sets(cpuinfo: Path = Path("/proc/cpuinfo")) -> list[str]:
 
 def _cap(settings: Settings) -> str:
     if settings.max_isa is None:
-        return "no cap: the best is used"
+        return "no cap: the fastest is used"
     return f"capped at {settings.max_isa} by {settings.sources.get('max_isa', 'argument')}"
 
 
@@ -83,7 +83,7 @@ def _computing(settings: Settings, machine: Machine) -> Iterator[Finding]:
     yield Finding("torch", f"{facts.version}, vectors: {facts.vectors}")
     opened = open_native(dtype="bfloat16", threads=settings.threads or machine.cores, max_isa=settings.max_isa)
     if opened.native is not None:
-        yield Finding("native kernels", f"built; they use {opened.native.isa}")
+        yield Finding("native kernels", f"built; they use {opened.native.isa}", advice=opened.native.passed_over or "")
     else:
         asked = settings.max_isa == "reference"
         advice = f"{FALLBACK}{_measured_cost()}"

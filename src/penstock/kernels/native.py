@@ -29,6 +29,7 @@ LIBRARY = Path(__file__).with_name("libpenstock.so")
 ISAS = ("portable", "avx2", "avx512", "avx512_bf16", "amx")  # numbered as in native/isa.h
 QUERY_ROWS = 64  # of an attention tile: they share what it costs to lay out keys and values
 PANEL = 32  # columns that a packed weight is padded to
+PASSED_OVER = "not avx512_bf16, whose instruction takes twice the time of the fmas that do as much on this processor"
 
 # Each function's result and arguments.
 _SIGNATURES: dict[str, tuple[type | None, tuple[type, ...]]] = {
@@ -61,10 +62,14 @@ class LayerSeconds(NamedTuple):
 
 
 class Native:
-    """The library, opened: its ops for tensors on the CPU. One call runs at a time, on all of its threads."""
+    """The library, opened: its ops for tensors on the CPU. One call runs at a time, on all of its threads.
 
-    def __init__(self, library: ctypes.CDLL, *, isa: str, threads: int) -> None:
+    `passed_over`: why a higher instruction set that this processor has, and that was allowed, is not used.
+    """
+
+    def __init__(self, library: ctypes.CDLL, *, isa: str, threads: int, passed_over: str | None = None) -> None:
         self.isa = isa
+        self.passed_over = passed_over
         self.threads = threads
         self._library = library
         self._context = library.penstock_open(ISAS.index(isa), threads)
@@ -236,9 +241,10 @@ NOT_ASKED = Opened(None, "the native kernels were not asked for")
 
 
 def open_native(*, dtype: str, threads: int, max_isa: str | None = None, library: Path = LIBRARY) -> Opened:
-    """Open the library with the best instruction set of this machine that is not above `max_isa`.
+    """Open the library with the fastest instruction set of this machine that is not above `max_isa`.
 
-    `max_isa` is one of ISAS, or `reference` to do without; None: the best there is.
+    `max_isa` is one of ISAS, or `reference` to do without; None: the fastest there is. `avx512_bf16` is taken where it
+    is slow only if exactly that is asked for.
     """
     if max_isa == "reference":
         return Opened(None, "the instruction set is capped at 'reference'")
@@ -253,8 +259,11 @@ def open_native(*, dtype: str, threads: int, max_isa: str | None = None, library
     sizes = loaded.penstock_layer_bytes(), loaded.penstock_draw_bytes()
     if sizes != (structs.LAYER_BYTES, ctypes.sizeof(native_draw.NativeDraw)):
         return Opened(None, f"{library.name} was built from other sources; install penstock again")
-    isa = ISAS[loaded.penstock_best_isa(ISAS.index(max_isa) if max_isa else len(ISAS))]
-    return Opened(Native(loaded, isa=isa, threads=threads), None)
+    best = loaded.penstock_best_isa(ISAS.index(max_isa) if max_isa else len(ISAS))
+    pairs = ISAS.index("avx512_bf16")
+    is_passed_over = best < pairs and max_isa in {None, "amx"} and loaded.penstock_best_isa(pairs) == pairs
+    passed_over = PASSED_OVER if is_passed_over else None
+    return Opened(Native(loaded, isa=ISAS[best], threads=threads, passed_over=passed_over), None)
 
 
 def _load(path: Path) -> ctypes.CDLL:
