@@ -109,6 +109,9 @@ def as_format_4(config: Mapping[str, object]) -> Config:
     old["torch_dtype"] = old.pop("dtype", None)
     old["transformers_version"] = "4.51.3"
     rope = old.pop("rope_parameters", None)
+    if isinstance(rope, dict) and "sliding_attention" in rope:
+        old["rope_local_base_freq"] = rope["sliding_attention"]["rope_theta"]
+        rope = rope["full_attention"]
     if isinstance(rope, dict):
         scaling = {key: value for key, value in rope.items() if key != "rope_theta"}
         old["rope_theta"] = rope["rope_theta"]

@@ -45,6 +45,18 @@ GPT2 = replace(
 )
 QWEN3 = replace(LLAMA, qk_norm=True, kv_heads=1, tied=True)
 WINDOWS = replace(LLAMA, windows=(150, 40))
+GEMMA = replace(
+    QWEN3,
+    mlp="geglu",
+    norm_plus_one=True,
+    norms_after=True,
+    embedding_times_root=True,
+    query_scalar=20.0,
+    score_cap=2.0,
+    logit_cap=3.0,
+    windows=(40, None),
+    windows_rope_theta=500.0,
+)
 
 
 def random_weights(spec: DecoderSpec, *, dtype: torch.dtype = torch.float32, seed: int = 0) -> DecoderWeights:
@@ -59,10 +71,11 @@ def random_weights(spec: DecoderSpec, *, dtype: torch.dtype = torch.float32, see
         return wide.to(dtype)
 
     def norm(width: int) -> Norm:
-        return Norm(vector(width, centre=1.0), vector(width) if spec.norm == "layer" else None)
+        bias = vector(width) if spec.norm == "layer" and width == spec.hidden else None
+        return Norm(vector(width, centre=0.0 if spec.norm_plus_one else 1.0), bias, spec.norm_plus_one)
 
     wide = (spec.heads + 2 * spec.kv_heads) * spec.head_dim
-    gate_up = spec.mlp_width * (2 if spec.mlp == "swiglu" else 1)
+    gate_up = spec.mlp_width * (2 if spec.has_gate else 1)
     layers = tuple(
         LayerWeights(
             attention_norm=norm(spec.hidden),
@@ -71,8 +84,10 @@ def random_weights(spec: DecoderSpec, *, dtype: torch.dtype = torch.float32, see
             mlp_norm=norm(spec.hidden),
             gate_up=dense(matrix(gate_up, spec.hidden), vector(gate_up) if spec.mlp_bias else None),
             down=dense(matrix(spec.hidden, spec.mlp_width), vector(spec.hidden) if spec.mlp_bias else None),
-            q_norm=Norm(vector(spec.head_dim, centre=1.0)) if spec.qk_norm else None,
-            k_norm=Norm(vector(spec.head_dim, centre=1.0)) if spec.qk_norm else None,
+            q_norm=norm(spec.head_dim) if spec.qk_norm else None,
+            k_norm=norm(spec.head_dim) if spec.qk_norm else None,
+            attention_norm_after=norm(spec.hidden) if spec.norms_after else None,
+            mlp_norm_after=norm(spec.hidden) if spec.norms_after else None,
         )
         for _ in range(spec.layers)
     )
@@ -106,6 +121,13 @@ def native_isas() -> tuple[str, ...]:
 
 
 @cache
+def usual_isa() -> tuple[str, ...]:
+    """The one that this machine takes by itself; none where they were not built."""
+    native = open_native(dtype="float32", threads=1).native
+    return (native.isa,) if native is not None else ()
+
+
+@cache
 def opened(name: str, threads: int = 2) -> Opened:
     """The native kernels capped at an instruction set, one team for all tests; `reference`: none."""
     return open_native(dtype="float32", threads=threads, max_isa=name)
@@ -119,10 +141,12 @@ def executor(
     block_tokens: int = 16,
     weights: DecoderWeights | None = None,
     native: Opened = NOT_ASKED,
+    composed: bool = False,
 ) -> TorchExecutor:
+    """An executor of random weights; `composed`: its layers are made of the ops, one by one."""
     memory = KVCache(spec, num_blocks=num_blocks, block_tokens=block_tokens, dtype=dtype, device="cpu")
     selection = select("cpu", native)
-    kernels = selection.kernels
+    kernels = selection.kernels._replace(layers=None) if composed else selection.kernels
     packed = pack_all(weights or random_weights(spec, dtype=dtype), kernels)
     return TorchExecutor(
         Decoder(spec, packed, kernels),

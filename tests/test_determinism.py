@@ -21,14 +21,14 @@ from penstock.engine import Engine, Finished, Numerics
 from penstock.executor import TorchExecutor
 from penstock.request import Answer, Namespace, Request, SamplingParams, TokenSpan, stream_key
 from penstock.scheduler import Scheduler
-from tests.models import GPT2, LLAMA, QWEN3, WINDOWS, executor, native_isas, opened, random_weights
+from tests.models import GEMMA, GPT2, LLAMA, QWEN3, WINDOWS, executor, native_isas, opened, random_weights, usual_isa
 
 pytestmark = pytest.mark.torch
 
 NUM_ROWS = 500
-SPECS = {"llama": LLAMA, "qwen3": QWEN3, "gpt2": GPT2, "windows": WINDOWS}
+SPECS = {"llama": LLAMA, "qwen3": QWEN3, "gpt2": GPT2, "windows": WINDOWS, "gemma": GEMMA}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-KERNELS = ["reference", *native_isas()[-1:]]
+KERNELS = ["reference", *usual_isa()]
 STYLES = [
     SamplingParams(temperature=0.0, logprobs=3),
     SamplingParams(temperature=1.0, logprobs=1),

@@ -11,6 +11,8 @@ from penstock.errors import ModelError
 from penstock.models.config_json import read_config
 from penstock.models.families import (
     FAMILIES,
+    GEMMA2,
+    GEMMA3,
     GPT2,
     LLAMA,
     MISTRAL,
@@ -378,6 +380,123 @@ def test_which_layers_of_qwen_have_windows(config: Config) -> None:
 def test_windows_that_cannot_be_read_are_refused(fields: Config, problem: str) -> None:
     with pytest.raises(ModelError, match=problem):
         read_config({**QWEN25_05B, "use_sliding_window": True, "max_window_layers": 0} | fields)
+
+
+GEMMA2_2B: Config = {
+    "architectures": ["Gemma2ForCausalLM"],
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "attn_logit_softcapping": 50.0,
+    "bos_token_id": 2,
+    "cache_implementation": "hybrid",
+    "eos_token_id": [1, 107],
+    "final_logit_softcapping": 30.0,
+    "head_dim": 256,
+    "hidden_act": "gelu_pytorch_tanh",
+    "hidden_activation": "gelu_pytorch_tanh",
+    "hidden_size": 2304,
+    "initializer_range": 0.02,
+    "intermediate_size": 9216,
+    "max_position_embeddings": 8192,
+    "model_type": "gemma2",
+    "num_attention_heads": 8,
+    "num_hidden_layers": 26,
+    "num_key_value_heads": 4,
+    "pad_token_id": 0,
+    "query_pre_attn_scalar": 256,
+    "rms_norm_eps": 1e-06,
+    "rope_theta": 10000.0,
+    "sliding_window": 4096,
+    "torch_dtype": "bfloat16",
+    "transformers_version": "4.42.4",
+    "use_cache": True,
+    "vocab_size": 256000,
+}
+GEMMA3_270M: Config = {
+    "_sliding_window_pattern": 6,
+    "architectures": ["Gemma3ForCausalLM"],
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "attn_logit_softcapping": None,
+    "bos_token_id": 2,
+    "eos_token_id": 1,
+    "final_logit_softcapping": None,
+    "head_dim": 256,
+    "hidden_activation": "gelu_pytorch_tanh",
+    "hidden_size": 640,
+    "initializer_range": 0.02,
+    "intermediate_size": 2048,
+    "layer_types": (["sliding_attention"] * 5 + ["full_attention"]) * 3,
+    "max_position_embeddings": 32768,
+    "model_type": "gemma3_text",
+    "num_attention_heads": 4,
+    "num_hidden_layers": 18,
+    "num_key_value_heads": 1,
+    "pad_token_id": 0,
+    "query_pre_attn_scalar": 256,
+    "rms_norm_eps": 1e-06,
+    "rope_local_base_freq": 10000.0,
+    "rope_scaling": None,
+    "rope_theta": 1000000.0,
+    "sliding_window": 512,
+    "torch_dtype": "bfloat16",
+    "transformers_version": "4.55.0.dev0",
+    "use_bidirectional_attention": False,
+    "use_cache": True,
+    "vocab_size": 262144,
+}
+
+
+def test_gemma2() -> None:
+    family, spec = read_config(GEMMA2_2B)
+    assert family == GEMMA2
+    assert (spec.windows, spec.windows_rope_theta, spec.tied) == ((4096, None) * 13, None, True)
+    assert (spec.score_cap, spec.logit_cap, spec.query_scalar) == (50.0, 30.0, 256.0)
+    assert (spec.mlp, spec.norm_plus_one, spec.norms_after, spec.embedding_times_root) == ("geglu", True, True, True)
+    assert read_config(without(GEMMA2_2B, "attn_logit_softcapping", "query_pre_attn_scalar")).spec == spec
+    assert read_config(changed(GEMMA2_2B, attn_logit_softcapping=None)).spec == replace(spec, score_cap=None)
+
+
+def test_gemma3() -> None:
+    family, spec = read_config(GEMMA3_270M)
+    assert family == GEMMA3
+    assert (spec.windows, spec.rope_theta, spec.windows_rope_theta) == (((512,) * 5 + (None,)) * 3, 1e6, 1e4)
+    assert (spec.qk_norm, spec.score_cap, spec.logit_cap) == (True, None, None)
+    usual = without(GEMMA3_270M, "layer_types", "rope_theta", "rope_local_base_freq")
+    assert read_config(usual).spec == spec
+    assert read_config(changed(usual, sliding_window_pattern=9)).spec.windows == ((512,) * 8 + (None,)) * 2
+    # A window that reaches over the whole context still says which rotary base a layer has.
+    assert read_config(changed(GEMMA3_270M, sliding_window=32768)).spec.windows_rope_theta == 1e4
+
+
+def test_rotary_positions_by_kind_of_layer() -> None:
+    top = without(GEMMA3_270M, "rope_theta", "rope_local_base_freq", "rope_scaling")
+    full, sliding = {"rope_type": "default", "rope_theta": 2e6}, {"rope_type": "default", "rope_theta": 3e4}
+    spec = read_config({**top, "rope_parameters": {"full_attention": full, "sliding_attention": sliding}}).spec
+    assert (spec.rope_theta, spec.windows_rope_theta) == (2e6, 3e4)
+    for wrong in (
+        {"full_attention": {"rope_type": "linear", "factor": 8.0}, "sliding_attention": sliding},
+        {"full_attention": full, "sliding_attention": {"rope_type": "linear", "factor": 8.0}},
+        {"full_attention": full, "chunked_attention": sliding},
+    ):
+        with pytest.raises(ModelError, match="rope_"):
+            read_config({**top, "rope_parameters": wrong})
+    with pytest.raises(ModelError, match=r"rope_local_base_freq is 10000\.0 and in rope_parameters 30000\.0"):
+        read_config({**top, "rope_local_base_freq": 1e4, "rope_parameters": {"sliding_attention": sliding}})
+
+
+@pytest.mark.parametrize(
+    ("fields", "problem"),
+    [
+        ({"hidden_activation": "gelu"}, "hidden_activation = 'gelu'"),
+        ({"use_bidirectional_attention": True}, "use_bidirectional_attention = True"),
+        ({"attn_logit_softcapping": 0}, "attn_logit_softcapping is 0; it must be a number above 0"),
+        ({"query_pre_attn_scalar": "256"}, "query_pre_attn_scalar is '256'"),
+    ],
+)
+def test_what_penstock_lacks_of_gemma_is_refused_by_name(fields: Config, problem: str) -> None:
+    with pytest.raises(ModelError, match=problem):
+        read_config(changed(GEMMA2_2B, **fields))
 
 
 def test_biases_of_attention_are_on_both_sides_of_it() -> None:

@@ -71,6 +71,10 @@ ALTERNATING = {
     "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
 }
 
+GEMMA2 = {**ROTARY, "query_pre_attn_scalar": 20, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 30.0}
+GEMMA2 |= {"sliding_window": 20}
+GEMMA3 = {**ROTARY, "query_pre_attn_scalar": 24, "sliding_window": 40, "layer_types": ALTERNATING["layer_types"]}
+
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama2": ("Llama", {**ROTARY, "num_key_value_heads": 4}),
     "llama3": ("Llama", LLAMA3),
@@ -83,6 +87,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3": ("Qwen3", QWEN3),
     "qwen3 with windows": ("Qwen3", {**QWEN3, **ALTERNATING}),
     "qwen3 tied biases": ("Qwen3", {**QWEN3, "attention_bias": True, "tie_word_embeddings": True}),
+    "gemma2": ("Gemma2", GEMMA2),
+    "gemma2 without caps": ("Gemma2", GEMMA2 | {"attn_logit_softcapping": None, "final_logit_softcapping": None}),
+    "gemma3": ("Gemma3", GEMMA3),
+    "gemma3 tall": ("Gemma3", {**GEMMA3, "layer_types": None, "num_hidden_layers": 7, "sliding_window": 1024}),
     "gpt2": ("GPT2", LEARNED),
     "gpt2 untied wide": ("GPT2", {**LEARNED, "n_inner": 80, "tie_word_embeddings": False}),
 }
@@ -130,7 +138,7 @@ def write(folder: Path, family: str, settings: dict[str, Any]) -> Written:
     import transformers
 
     model = getattr(transformers, {"GPT2": "GPT2LMHeadModel"}.get(family, f"{family}ForCausalLM"))
-    config = getattr(transformers, f"{family}Config")(**settings)
+    config = getattr(transformers, {"Gemma3": "Gemma3TextConfig"}.get(family, f"{family}Config"))(**settings)
     torch.manual_seed(0)
     theirs = model(config).eval()
     with torch.no_grad():
@@ -138,7 +146,9 @@ def write(folder: Path, family: str, settings: dict[str, Any]) -> Written:
             randomize(name, parameter)
     theirs.save_pretrained(folder)
     (folder / "tokenizer.json").write_text(tokenizer_json(), encoding="utf-8")
-    return Written(folder, model.from_pretrained(folder, dtype=torch.float32).eval())
+    # The attention that has soft caps; for the others it computes what SDPA does.
+    theirs = model.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+    return Written(folder, theirs.eval())
 
 
 def randomize(name: str, parameter: Tensor) -> None:
@@ -146,7 +156,7 @@ def randomize(name: str, parameter: Tensor) -> None:
         table = any(part in name for part in ("embed", "wte", "wpe"))
         parameter.normal_(std=1.0 if table else min(parameter.shape) ** -0.5)
     else:
-        parameter.normal_(mean=0.0 if name.endswith("bias") else 1.0, std=0.3)
+        parameter.normal_(mean=0.0 if name.endswith("bias") else 1.0, std=0.3)  # 1 + that for Gemma's norms
 
 
 def in_format_4(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
@@ -245,6 +255,11 @@ def up_alone(weights: DecoderWeights) -> DecoderWeights:
     return replace(weights, layers=tuple(layers))
 
 
+def without_plus_one(weights: DecoderWeights) -> DecoderWeights:
+    """The final norm's scale without its 1."""
+    return replace(weights, final_norm=replace(weights.final_norm, plus_one=False))
+
+
 def unchanged(weights: DecoderWeights) -> DecoderWeights:
     return weights
 
@@ -262,6 +277,13 @@ SWITCHED: dict[str, tuple[str, dict[str, Any], Weights]] = {
     "mlp": ("llama2", {"mlp": "gelu_tanh"}, up_alone),
     "windows": ("mistral", {"windows": ()}, unchanged),
     "windows of some layers": ("qwen2 with windows", {"windows": (None, None, 130)}, unchanged),
+    "windows_rope_theta": ("gemma3", {"windows_rope_theta": None}, unchanged),
+    "embedding_times_root": ("gemma2", {"embedding_times_root": False}, unchanged),
+    "query_scalar": ("gemma2", {"query_scalar": None}, unchanged),
+    "score_cap": ("gemma2", {"score_cap": None}, unchanged),
+    "logit_cap": ("gemma2", {"logit_cap": None}, unchanged),
+    "mlp (geglu)": ("gemma2", {"mlp": "swiglu"}, unchanged),
+    "norm_plus_one": ("gemma2", {"norm_plus_one": False}, without_plus_one),
 }
 
 
@@ -280,6 +302,7 @@ STORED: dict[str, tuple[str, tuple[str, ...]]] = {
     "out_bias": ("llama biases", ("o_proj.bias",)),
     "mlp_bias": ("llama biases", ("gate_proj.bias", "up_proj.bias", "down_proj.bias")),
     "qk_norm": ("qwen3", ("q_norm.weight", "k_norm.weight")),
+    "norms_after": ("gemma2", ("post_attention_layernorm.weight", "post_feedforward_layernorm.weight")),
 }
 STORED_GPT2: dict[str, tuple[str, tuple[str, ...]]] = {
     "qkv_bias": ("gpt2", ("c_attn.bias",)),

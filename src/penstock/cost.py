@@ -126,7 +126,7 @@ def token_elements(spec: DecoderSpec) -> int:
 def layer_elements(spec: DecoderSpec) -> int:
     """Elements of the matrices of one layer (norms and biases left out)."""
     attention = spec.hidden * spec.head_dim * (2 * spec.heads + 2 * spec.kv_heads)
-    return attention + spec.hidden * spec.mlp_width * (3 if spec.mlp == "swiglu" else 2)
+    return attention + spec.mlp_elements
 
 
 def least_s(cost: Cost, *, flops_per_s: float, bytes_per_s: float) -> float:

@@ -126,7 +126,7 @@ def layer_linears(spec: DecoderSpec) -> tuple[Linear, ...]:
     return (
         Linear((spec.heads + 2 * spec.kv_heads) * spec.head_dim, spec.hidden, spec.qkv_bias),
         Linear(spec.hidden, spec.heads * spec.head_dim, spec.out_bias),
-        Linear(spec.mlp_width * (2 if spec.mlp == "swiglu" else 1), spec.hidden, spec.mlp_bias),
+        Linear(spec.mlp_width * (2 if spec.has_gate else 1), spec.hidden, spec.mlp_bias),
         Linear(spec.hidden, spec.mlp_width, spec.mlp_bias),
     )
 
@@ -157,12 +157,13 @@ def _transient_bytes(linear: Linear, shape: Shape) -> int:
 
 
 def _small_bytes(spec: DecoderSpec, element_bytes: int) -> int:
-    """Norms, the table of positions, and the rotary table (copied once more as it grows)."""
+    """Norms, the table of positions, and the rotary tables (copied once more as they grow)."""
     norm = spec.hidden * (2 if spec.norm == "layer" else 1)
-    norms = spec.layers * (2 * norm + (2 * spec.head_dim if spec.qk_norm else 0)) + norm
+    a_layer = (4 if spec.norms_after else 2) * norm + (2 * spec.head_dim if spec.qk_norm else 0)
     learned = spec.context_tokens * spec.hidden if spec.positions == "learned" else 0
     rotary = 2 * spec.context_tokens * spec.head_dim * 4 if spec.positions == "rotary" else 0
-    return (norms + learned) * element_bytes + rotary
+    num_rotary = 1 if spec.windows_rope_theta is None else 2
+    return (spec.layers * a_layer + norm + learned) * element_bytes + num_rotary * rotary
 
 
 # --- working memory ---------------------------------------------------------------------------------------------
@@ -187,14 +188,17 @@ def _native_fixed_bytes(spec: DecoderSpec, shape: Shape, rows: int) -> int:
     """Pieces of working memory, each rounded up; what is kept of segments of keys (native/attention_all.h)."""
     states = -(-spec.context_tokens // SEGMENT) * rows * spec.heads * (_round_up(spec.head_dim, PANEL) + 16) * 4
     kept = min(KEPT_BYTES, states) if shape.threads > 1 else 0
-    return kept + (5 + 2 * shape.threads) * RESERVED_BYTES
+    return kept + (6 + 2 * shape.threads) * RESERVED_BYTES
 
 
 def _native_row_bytes(spec: DecoderSpec, element_bytes: int) -> int:
     """Rows of x twice, laid out (as float32), and what is between the products of a layer (native/layer.cpp)."""
     qkv, out, gate_up, down = layer_linears(spec)
     laid_out = max(qkv.inner, out.inner, down.inner) * 4
-    return (2 * spec.hidden + qkv.out + out.inner + gate_up.out) * element_bytes + laid_out + spec.head_dim * 4 + 128
+    rows = 2 * spec.hidden + qkv.out + out.inner + gate_up.out + (spec.hidden if spec.norms_after else 0)
+    scaled = 2 * 4 * spec.hidden if spec.embedding_times_root else 0  # embeddings and their product as float32
+    rotary = spec.head_dim * 4 * (1 if spec.windows_rope_theta is None else 2)
+    return rows * element_bytes + max(laid_out, scaled) + rotary + 128
 
 
 def _reference_row_bytes(spec: DecoderSpec, element_bytes: int) -> int:

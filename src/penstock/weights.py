@@ -41,17 +41,19 @@ def dense(weight: Tensor, bias: Tensor | None = None, *, shard_axis: int | None 
 
 @dataclass(frozen=True, slots=True)
 class Norm:
-    """A norm's scale [width] and, for LayerNorm, its bias [width]."""
+    """A norm's scale [width] and, for LayerNorm, its bias [width]; `plus_one`: the scale is 1 + `weight` (RMSNorm)."""
 
     weight: Tensor
     bias: Tensor | None = None
+    plus_one: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class LayerWeights:
     """One decoder layer. Q, K and V are one matrix (their rows in that order), as are gate and up.
 
-    `gate_up` is [2 * mlp_width, hidden] for `swiglu` and only up, [mlp_width, hidden], for `gelu_tanh`.
+    `gate_up` is [2 * mlp_width, hidden] with a gate and only up, [mlp_width, hidden], without. The norms `after` are of
+    what attention and the MLP give.
     """
 
     attention_norm: Norm
@@ -62,6 +64,8 @@ class LayerWeights:
     down: Weight
     q_norm: Norm | None = None
     k_norm: Norm | None = None
+    attention_norm_after: Norm | None = None
+    mlp_norm_after: Norm | None = None
 
 
 @dataclass(frozen=True, slots=True)

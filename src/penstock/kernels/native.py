@@ -44,6 +44,7 @@ _SIGNATURES: dict[str, tuple[type | None, tuple[type, ...]]] = {
     "penstock_prepare": (INT, (ADDRESS, ADDRESS)),
     "penstock_attention": (INT, (ADDRESS, ADDRESS, COUNT)),
     "penstock_layers": (INT, (ADDRESS, ADDRESS, COUNT, ADDRESS)),
+    "penstock_cap": (INT, (ADDRESS, ADDRESS, COUNT, ctypes.c_float)),
     "penstock_draw_bytes": (COUNT, ()),
     "penstock_draw": (INT, (ADDRESS, ADDRESS)),
     "penstock_layer_seconds": (INT, (ADDRESS, ADDRESS)),
@@ -188,6 +189,12 @@ class Native:
             return x[:num_wanted]
 
         return run
+
+    def cap(self, x: Tensor, limit: float) -> Tensor:
+        """limit * tanh(x / limit) of float32 x, in its place."""
+        assert x.dtype == torch.float32, f"x is {x.dtype}"
+        self._call("penstock_cap", address(x), x.numel(), limit)
+        return x
 
     def draw(self, logits: Tensor, samples: Sequence[SampleAt]) -> list[Draw]:
         """As sampling.draw_all."""

@@ -20,7 +20,8 @@ TYPES = {torch.float32: 0, torch.bfloat16: 1}  # as Type in native/ops.h
 ADDRESS, COUNT, INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
 
 
-AS_IS, RMS_NORM, LAYER_NORM, SWIGLU, GELU_TANH = range(5)  # as Prepare in native/ops.h
+AS_IS, RMS_NORM, LAYER_NORM, SWIGLU, GELU_TANH, GEGLU = range(6)  # as Prepare in native/ops.h
+ACTIVATIONS = {"swiglu": SWIGLU, "geglu": GEGLU, "gelu_tanh": GELU_TANH}
 
 
 class Product(ctypes.Structure):
@@ -30,7 +31,7 @@ class Product(ctypes.Structure):
         *((name, ADDRESS) for name in ("x", "weight", "bias", "residual", "scale", "shift", "out")),
         *((name, COUNT) for name in ("rows", "n", "k", "x_stride", "out_stride")),
         ("eps", ctypes.c_float),
-        *((name, INT) for name in ("prepare", "type", "out_type")),
+        *((name, INT) for name in ("prepare", "plus_one", "type", "out_type")),
     ]
 
 
@@ -42,7 +43,7 @@ class Heads(ctypes.Structure):
         *((name, ADDRESS) for name in ("keys", "values")),
         *((name, COUNT) for name in ("rows", "heads", "kv_heads", "width", "block_tokens")),
         ("eps", ctypes.c_float),
-        ("type", INT),
+        *((name, INT) for name in ("plus_one", "type")),
     ]
 
 
@@ -65,10 +66,10 @@ class Layer(ctypes.Structure):
     _fields_ = [
         ("qkv", Product),
         ("heads", Heads),
-        *((name, Product) for name in ("out", "gate_up", "down")),
+        *((name, Product) for name in ("out", "after_attention", "gate_up", "down", "after_mlp")),
         ("sinks", ADDRESS),
         ("window", COUNT),
-        ("cap", ctypes.c_float),
+        *((name, ctypes.c_float) for name in ("scale", "cap")),
     ]
 
 
@@ -76,7 +77,8 @@ class Step(ctypes.Structure):
     """`Step` in native/ops.h."""
 
     _fields_ = [
-        *((name, ADDRESS) for name in ("x", "cosine", "sine", "blocks", "offsets", "sets", "wanted_sets", "wanted")),
+        *((name, ADDRESS) for name in ("x", "cosine", "sine", "windows_cosine", "windows_sine", "blocks", "offsets")),
+        *((name, ADDRESS) for name in ("sets", "wanted_sets", "wanted")),
         *((name, COUNT) for name in ("num_sets", "num_wanted_sets", "rows", "num_wanted")),
     ]
 
@@ -115,7 +117,7 @@ def product(rows: int, weight: Weight, first: Preparation = NOTHING, *, dtype: t
         raise ValueError(f"the weight is {weight.format} {matrix.dtype}; a packed one of {dtype} is needed")
     n, k = weight.shape
     made = Product(weight=address(matrix), bias=address(weight.parts.get("bias")), rows=rows, n=n, k=k, out_stride=n)
-    made.x_stride = 2 * k if first.how == SWIGLU else k
+    made.x_stride = 2 * k if first.how in {SWIGLU, GEGLU} else k
     made.type = made.out_type = TYPES[dtype]
     prepare(made, first)
     return made
@@ -126,6 +128,7 @@ def prepare(made: Product, first: Preparation) -> None:
     made.prepare, made.eps = first.how, first.eps
     if first.norm is not None:
         made.scale, made.shift = address(first.norm.weight), address(first.norm.bias)
+        made.plus_one = first.norm.plus_one
 
 
 def attention_sets(
@@ -148,7 +151,7 @@ def attention_sets(
         (made.tiles, made.queries), made.table_blocks = some.rows.shape, some.tables.shape[1]
         made.query_stride, made.out_stride, made.step_rows = query_stride, heads * width, step_rows
         made.heads, made.kv_heads, made.width, made.block_tokens = heads, kv_heads, width, block_tokens
-        made.scale, made.type = width**-0.5, TYPES[keys.dtype]
+        made.scale, made.type = scoring.scale_of(width), TYPES[keys.dtype]
         made.window, made.cap, made.sinks = scoring.window or 0, scoring.cap or 0.0, address(scoring.sinks)
     return sets
 
@@ -157,13 +160,26 @@ def layer(weights: LayerWeights, keys: Tensor, values: Tensor, scoring: Scoring,
     """A layer, but for what a step brings; the library has memory for what is between its products."""
     dtype, eps = keys.dtype, spec.norm_eps
     norm = RMS_NORM if spec.norm == "rms" else LAYER_NORM
-    activation = Preparation(SWIGLU if spec.mlp == "swiglu" else GELU_TANH)
+    activation = Preparation(ACTIVATIONS[spec.mlp])
     made = Layer(heads=_heads(weights, keys, values, spec=spec))
     made.qkv = product(0, weights.qkv, Preparation(norm, weights.attention_norm, eps), dtype=dtype)
     made.out = product(0, weights.out, dtype=dtype)
     made.gate_up = product(0, weights.gate_up, Preparation(norm, weights.mlp_norm, eps), dtype=dtype)
     made.down = product(0, weights.down, activation, dtype=dtype)
+    if weights.attention_norm_after is not None and weights.mlp_norm_after is not None:
+        made.after_attention = _after(Preparation(norm, weights.attention_norm_after, eps), dtype=dtype)
+        made.after_mlp = _after(Preparation(norm, weights.mlp_norm_after, eps), dtype=dtype)
     made.window, made.cap, made.sinks = scoring.window or 0, scoring.cap or 0.0, address(scoring.sinks)
+    made.scale = scoring.scale_of(spec.head_dim)
+    return made
+
+
+def _after(norm: Preparation, *, dtype: torch.dtype) -> Product:
+    """What a product gives is normed and added to what the layer's rows were."""
+    assert norm.norm is not None
+    width = norm.norm.weight.shape[0]
+    made = Product(k=width, x_stride=width, out_stride=width, type=TYPES[dtype], out_type=TYPES[dtype])
+    prepare(made, norm)
     return made
 
 
@@ -171,6 +187,7 @@ def _heads(weights: LayerWeights, keys: Tensor, values: Tensor, *, spec: Decoder
     made = Heads(keys=address(keys), values=address(values))
     if weights.q_norm is not None and weights.k_norm is not None:
         made.q_scale, made.k_scale = address(weights.q_norm.weight), address(weights.k_norm.weight)
+        made.plus_one = weights.q_norm.plus_one
     made.heads, made.kv_heads, made.width = spec.heads, spec.kv_heads, spec.head_dim
     made.block_tokens, made.eps, made.type = keys.shape[2], spec.norm_eps, TYPES[keys.dtype]
     return made
@@ -179,8 +196,10 @@ def _heads(weights: LayerWeights, keys: Tensor, values: Tensor, *, spec: Decoder
 def step(x: Tensor, rows: LayerRows, sets: ctypes.Array[Attention], wanted_sets: ctypes.Array[Attention]) -> Step:
     """What a step brings to layers that change x [rows, hidden]."""
     made = Step(x=address(x), blocks=address(rows.blocks), offsets=address(rows.offsets), rows=x.shape[0])
-    if rows.cosine is not None:
-        made.cosine, made.sine = address(rows.cosine), address(rows.sine)
+    if rows.rotary is not None:
+        made.cosine, made.sine = map(address, rows.rotary)
+    if rows.windows_rotary is not None:
+        made.windows_cosine, made.windows_sine = map(address, rows.windows_rotary)
     made.sets, made.num_sets = ctypes.addressof(sets), len(sets)
     made.num_wanted = x.shape[0]
     if rows.wanted is not None:

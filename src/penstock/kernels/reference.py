@@ -64,10 +64,17 @@ def _groups(x: Tensor, size: int) -> tuple[Tensor, ...]:
 
 
 def rms_norm(x: Tensor, norm: Norm, *, eps: float) -> Tensor:
-    """x / sqrt(mean(x^2) + eps), rounded to x's dtype, times the scale (Zhang and Sennrich, arXiv 1910.07467)."""
+    """x / sqrt(mean(x^2) + eps) times the scale (Zhang and Sennrich, arXiv 1910.07467).
+
+    Rounded to x's dtype before and behind that product, as Llama's; only behind it where the scale is 1 + weight, as
+    Gemma's.
+    """
     wide = x.float()
     mean = tree_sum(wide * wide) / x.shape[-1]
-    return multiply((wide / torch.sqrt(mean + eps)).to(x.dtype), norm.weight)
+    normed = wide / torch.sqrt(mean + eps)
+    if norm.plus_one:
+        return normed.mul_(norm.weight.float() + 1.0).to(x.dtype)
+    return multiply(normed.to(x.dtype), norm.weight)
 
 
 def layer_norm(x: Tensor, norm: Norm, *, eps: float) -> Tensor:
@@ -88,6 +95,11 @@ def add(x: Tensor, y: Tensor) -> Tensor:
 def multiply(x: Tensor, y: Tensor) -> Tensor:
     """x * y, rounded once to x's dtype."""
     return (x.float() * y.float()).to(x.dtype)
+
+
+def cap(x: Tensor, limit: float) -> Tensor:
+    """limit * tanh(x / limit), float32 to float32."""
+    return tanh(x / limit).mul_(limit)
 
 
 def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
@@ -130,39 +142,53 @@ class AttentionTiles:
 
 
 class Scoring(NamedTuple):
-    """What a layer does to scores besides scaling them.
+    """What a layer does to scores.
 
     Attributes:
         window: a query at position q sees a key at position p only if q - p < window; segments wholly outside are
             not read.
         cap: scores become cap * tanh(score / cap), before anything is left out.
         sinks: float32 [heads]: one more score, of no key, that takes part in a head's sum of weights.
+        scale: what they are multiplied by first; None: width ** -0.5.
     """
 
     window: int | None = None
     cap: float | None = None
     sinks: Tensor | None = None
+    scale: float | None = None
+
+    def scale_of(self, width: int) -> float:
+        """What scores of heads of that width are multiplied by."""
+        return width**-0.5 if self.scale is None else self.scale
 
 
 PLAIN = Scoring()
+
+
+class Rotary(NamedTuple):
+    """Cosines and sines of a step's positions: float32 [rows, width/2] each."""
+
+    cosine: Tensor
+    sine: Tensor
 
 
 @dataclass(frozen=True, slots=True)
 class LayerRows:
     """Where the rows of a step stand, as a decoder layer needs to know it.
 
-    cosine, sine: float32 [rows, width/2] of their positions, None without rotary embedding; blocks, offsets: int64
-    [rows], where their keys and values go; wanted: int64 [wanted], ascending, the rows that the last layer gives, None:
-    all of them; wanted_tiles: tiles of their own, in which they are numbered as `wanted` lists them.
+    rotary: of their positions, None without rotary embedding; blocks, offsets: int64 [rows], where their keys and
+    values go; wanted: int64 [wanted], ascending, the rows that the last layer gives, None: all of them; wanted_tiles:
+    tiles of their own, in which they are numbered as `wanted` lists them; windows_rotary: `rotary` of the layers with a
+    window, where it is another.
     """
 
-    cosine: Tensor | None
-    sine: Tensor | None
+    rotary: Rotary | None
     blocks: Tensor
     offsets: Tensor
     tiles: tuple[AttentionTiles, ...]
     wanted: Tensor | None = None
     wanted_tiles: tuple[AttentionTiles, ...] = ()
+    windows_rotary: Rotary | None = None
 
 
 def tile_queries(heads: int, kv_heads: int, *, rows: int = QUERY_ROWS) -> int:
@@ -191,9 +217,9 @@ def attention(
 ) -> Tensor:
     """Causal attention of query [rows, heads, width] over paged keys and values.
 
-    keys and values are [blocks, kv_heads, block_tokens, width]. Scores are scaled by width ** -0.5. Gives
-    [rows, heads, width] in the query's dtype; computed in float32. What a query may not see has weight 0; the cache
-    holds zeros there (see `kv.py`), so that nothing left in a recycled block can leak.
+    keys and values are [blocks, kv_heads, block_tokens, width]. Gives [rows, heads, width] in the query's dtype;
+    computed in float32. What a query may not see has weight 0; the cache holds zeros there (see `kv.py`), so that
+    nothing left in a recycled block can leak.
     """
     out = torch.empty_like(query)
     states = _empty(query)
@@ -221,7 +247,7 @@ def _attend(
 ) -> _Partial:
     """The states of the queries of one set of tiles, [real, heads, ...], from what `states` has for them."""
     kv_heads = keys.shape[1]
-    grouped = _group(query, tiles, kv_heads).float() * query.shape[2] ** -0.5
+    grouped = _group(query, tiles, kv_heads).float() * scoring.scale_of(query.shape[2])
     full_rows = tile_queries(query.shape[1], kv_heads) * query.shape[1] // kv_heads
     state = _Partial(*(_group(x, tiles, kv_heads) for x in states))
     for segment in range(tiles.num_segments[0]):
@@ -310,7 +336,7 @@ def _reduce_segment(
     visible = visible.repeat_interleave(grouped.shape[2] // positions.shape[1], dim=1)[:, None]
     scores = products.with_keys(grouped, keys)
     if scoring.cap is not None:
-        scores = tanh(scores / scoring.cap) * scoring.cap
+        scores = cap(scores, scoring.cap)
     scores = torch.where(visible, scores, NEGATIVE_INFINITY)
     highest = scores.amax(dim=-1, keepdim=True)
     anchor = torch.where(highest != NEGATIVE_INFINITY, highest, 0.0)  # NaN stays NaN: it must reach the logits

@@ -104,6 +104,12 @@ class Unary(Protocol):
     def __call__(self, x: Tensor) -> Tensor: ...
 
 
+class Cap(Protocol):
+    """float32 to limit * tanh(x / limit), of the same shape, perhaps in its place."""
+
+    def __call__(self, x: Tensor, limit: float) -> Tensor: ...
+
+
 class DrawAll(Protocol):
     """Float32 logits [rows, vocab] to a draw a row."""
 
@@ -124,6 +130,7 @@ class Kernels(NamedTuple):
     multiply: Binary
     silu: Unary
     gelu_tanh: Unary
+    cap: Cap
     layers: Layers | None
     draw: DrawAll
 
@@ -174,6 +181,7 @@ TABLE: dict[str, tuple[Implementation, ...]] = {
     "multiply": (Implementation("reference", reference.multiply, BOTH, BOTH),),
     "silu": (Implementation("reference", exact.silu, BOTH, BOTH),),
     "gelu_tanh": (Implementation("reference", exact.gelu_tanh, BOTH, BOTH),),
+    "cap": (_native(Native.cap), Implementation("reference", reference.cap, BOTH, BOTH)),
     "layers": (_native(Native.layers), Implementation("composed", None, BOTH, BOTH)),
     "draw": (_native(Native.draw), Implementation("reference", draw_all, BOTH, BOTH)),
 }

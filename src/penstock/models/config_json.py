@@ -13,12 +13,11 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from penstock.errors import ModelError
-from penstock.models.families import FAMILIES, Family, Flag
+from penstock.models.families import FAMILIES, Amount, Family, Flag, Windows
 from penstock.models.spec import DecoderSpec, RopeScaling
 
 Config = Mapping[str, object]
 
-DEFAULT_THETA = 10000.0
 ROPE_KEYS = {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
 LLAMA3_KEYS = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 
@@ -73,10 +72,15 @@ def read_config(config: Config) -> FamilySpec:
     flags = {name: _flag(config, flag) for name, flag in family.flags.items()}
     key, default = family.epsilon
     values: dict[str, Any] = {**sizes, **flags, **family.fixed, "norm_eps": _number(config, key, default)}
-    values["windows"] = _windows(config, family, layers=sizes["layers"], context_tokens=sizes["context_tokens"])
+    values |= {name: _amount(config, amount) for name, amount in family.amounts.items()}
+    windows = _windows(config, family, layers=sizes["layers"], context_tokens=sizes["context_tokens"])
+    values["windows"] = windows
     if family.fixed["positions"] == "rotary":
-        rope = _rope(config, sizes["context_tokens"])
+        config = _with_rope_by_layer(config, family)
+        rope = _rope(config, sizes["context_tokens"], default_theta=family.theta)
         values |= {"rope_theta": rope.theta, "rope_scaling": rope.scaling}
+        if windows and family.windows is not None and family.windows.theta is not None:
+            values["windows_rope_theta"] = _number(config, *family.windows.theta)
         if sizes["head_dim"] % 2:
             raise ModelError(f"config.json: head_dim is {sizes['head_dim']}; rotary positions need an even number")
     return FamilySpec(family, DecoderSpec(**values))
@@ -109,6 +113,7 @@ def _check_demands(config: Config, family: Family) -> None:
             )
     rope = {"rope_theta", "rope_scaling", "rope_parameters"} if family.fixed["positions"] == "rotary" else set()
     read = {size.key for size in family.sizes.values()} | {flag.key for flag in family.flags.values()}
+    read |= {amount.key for amount in family.amounts.values()}
     read |= {family.epsilon[0], "layer_types"} | rope | windows
     known = read | HARMLESS | family.harmless | demands.keys()
     unknown = [key for key in config if key not in known and not key.startswith("_")]
@@ -132,7 +137,9 @@ def _windows(config: Config, family: Family, *, layers: int, context_tokens: int
     first = 0
     if rule is not None and rule.first is not None:
         first = _size(rule.first[0], config.get(*rule.first), least=0)
-    usual = [SLIDING if size is not None and layer >= first else FULL for layer in range(layers)]
+    every = _every(config, rule)
+    has_one = [layer >= first and (every is None or (layer + 1) % every != 0) for layer in range(layers)]
+    usual = [SLIDING if size is not None and has else FULL for has in has_one]
     kinds = config.get("layer_types") or usual
     allowed = (FULL,) if rule is None else (FULL, SLIDING)
     if not isinstance(kinds, list) or len(kinds) != layers or any(kind not in allowed for kind in kinds):
@@ -141,7 +148,14 @@ def _windows(config: Config, family: Family, *, layers: int, context_tokens: int
     if size is None or SLIDING not in kinds:
         return ()
     window = _size("sliding_window", size)
-    return tuple(window if kind == SLIDING else None for kind in kinds) if window < context_tokens else ()
+    matters = window < context_tokens or (rule is not None and rule.theta is not None)
+    return tuple(window if kind == SLIDING else None for kind in kinds) if matters else ()
+
+
+def _every(config: Config, rule: Windows | None) -> int | None:
+    if rule is None or rule.every is None or rule.every_key is None:
+        return rule.every if rule is not None else None
+    return _size(rule.every_key, config.get(rule.every_key, rule.every))
 
 
 def _either(values: tuple[object, ...]) -> str:
@@ -183,15 +197,39 @@ def _number(fields: Config, key: str, default: float | None = None) -> float:
     return float(value)  # type: ignore[arg-type]
 
 
+def _amount(config: Config, amount: Amount) -> float | None:
+    if config.get(amount.key, amount.default) is None:
+        return None
+    return _number(config, amount.key, amount.default)
+
+
 class _Rope(NamedTuple):
     theta: float
     scaling: RopeScaling | None
 
 
-def _rope(config: Config, context_tokens: int) -> _Rope:
+def _with_rope_by_layer(config: Config, family: Family) -> Config:
+    """`rope_parameters` that says by kind of layer what holds there (5.x), as the fields that 4.x has for it."""
+    told = config.get("rope_parameters")
+    theta = family.windows.theta if family.windows is not None else None
+    if theta is None or not isinstance(told, dict) or not {SLIDING, FULL} & told.keys():
+        return config
+    sliding, full = ({**_rope_fields(told.get(kind) or {})} for kind in (SLIDING, FULL))
+    unknown = [*told.keys() - {SLIDING, FULL}, *sliding.keys() - {"rope_theta", "rope_type"}]
+    if unknown or sliding.get("rope_type", "default") != "default":
+        raise ModelError(
+            f"config.json: rope_parameters is {str(told)[:200]}, of which Penstock does not have everything"
+        )
+    top = {theta[0]: sliding["rope_theta"]} if "rope_theta" in sliding else {}
+    if top and theta[0] in config and config[theta[0]] != top[theta[0]]:
+        raise ModelError(f"config.json: {theta[0]} is {config[theta[0]]!r} and in rope_parameters {top[theta[0]]!r}")
+    return {**config, **top, "rope_parameters": full}
+
+
+def _rope(config: Config, context_tokens: int, *, default_theta: float) -> _Rope:
     """Reads `rope_parameters` (5.x), or `rope_theta` and `rope_scaling` (4.x); both may be there if they agree."""
     told = [config[key] for key in ("rope_parameters", "rope_scaling") if config.get(key)]
-    top = {"rope_theta": config.get("rope_theta") or DEFAULT_THETA}
+    top = {"rope_theta": config.get("rope_theta") or default_theta}
     readings = {_rope_from({**top, **_rope_fields(fields)}, context_tokens) for fields in told or [{}]}
     if config.get("rope_theta") and readings:
         readings |= {reading._replace(theta=_number(config, "rope_theta")) for reading in readings}

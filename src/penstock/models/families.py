@@ -30,21 +30,33 @@ class Flag(NamedTuple):
     default: bool = False
 
 
+class Amount(NamedTuple):
+    """A number above 0, or null for what there is none of: which config field has it, and what it is where absent."""
+
+    key: str
+    default: float | None
+
+
 class Windows(NamedTuple):
     """How a family says which layers have a window: `sliding_window`, so many positions, which is this where absent.
 
     switch: the field that must be true for it to count, if there is one; first: the field that says from which layer
-    on, with its default.
+    on, with its default; every: of so many layers the last has none; every_key: the field that says so, if any; theta:
+    the field that has the rotary base of the layers with a window, with its default, if they have their own.
     """
 
     default: int
     switch: str | None = None
     first: tuple[str, int] | None = None
+    every: int | None = None
+    every_key: str | None = None
+    theta: tuple[str, float] | None = None
 
     @property
     def keys(self) -> set[str]:
         """The config fields that it reads."""
-        return {"sliding_window", *([self.switch] if self.switch else []), *([self.first[0]] if self.first else [])}
+        found = (self.switch, self.every_key, *(field[0] for field in (self.first, self.theta) if field is not None))
+        return {"sliding_window", *(key for key in found if key is not None)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +85,8 @@ class Names:
     positions: str = ""
     q_norm: str = ""
     k_norm: str = ""
+    attention_norm_after: str = ""
+    mlp_norm_after: str = ""
     transposed: bool = False
     ignorable: tuple[str, ...] = ()
 
@@ -83,7 +97,9 @@ class Family:
 
     Attributes:
         sizes, flags: fields of `DecoderSpec` that config.json decides.
+        amounts: fields of `DecoderSpec` that are numbers or nothing, which config.json decides.
         epsilon: the config field of `norm_eps`, with its default.
+        theta: the rotary base where config.json has none.
         fixed: fields of `DecoderSpec` that are the same in every member.
         demands: config fields and the values under which the spec says everything, on top of `DEMANDS`.
         harmless: config fields that change no logit, on top of `HARMLESS`.
@@ -100,6 +116,8 @@ class Family:
     demands: Mapping[str, tuple[object, ...]] = field(default_factory=dict)
     harmless: frozenset[str] = frozenset()
     windows: Windows | None = None
+    amounts: Mapping[str, Amount] = field(default_factory=dict)
+    theta: float = 10000.0
 
 
 LLAMA_NAMES = Names(
@@ -184,6 +202,62 @@ MISTRAL = Family(
     windows=Windows(4096),
 )
 
+GEMMA_NAMES = replace(
+    LLAMA_NAMES,
+    mlp_norm="pre_feedforward_layernorm",
+    attention_norm_after="post_attention_layernorm",
+    mlp_norm_after="post_feedforward_layernorm",
+)
+
+GEMMA2 = Family(
+    architecture="Gemma2ForCausalLM",
+    model_type="gemma2",
+    sizes=LLAMA_SIZES
+    | {"kv_heads": Size("num_key_value_heads", lambda _: 4), "head_dim": Size("head_dim", lambda _: 256)},
+    flags={
+        "qkv_bias": Flag("attention_bias"),
+        "out_bias": Flag("attention_bias"),
+        "tied": Flag("tie_word_embeddings", default=True),
+    },
+    epsilon=("rms_norm_eps", 1e-6),
+    fixed={
+        "norm": "rms",
+        "norm_plus_one": True,
+        "norms_after": True,
+        "positions": "rotary",
+        "mlp": "geglu",
+        "embedding_times_root": True,
+    },
+    names=GEMMA_NAMES,
+    demands={
+        "hidden_activation": ("gelu_pytorch_tanh",),
+        "hidden_act": ("gelu_pytorch_tanh",),
+        "use_bidirectional_attention": (None, False),
+    },
+    harmless=frozenset({"cache_implementation"}),
+    windows=Windows(4096, every=2),
+    amounts={
+        "query_scalar": Amount("query_pre_attn_scalar", 256.0),
+        "score_cap": Amount("attn_logit_softcapping", 50.0),
+        "logit_cap": Amount("final_logit_softcapping", 30.0),
+    },
+)
+
+GEMMA3 = replace(
+    GEMMA2,
+    architecture="Gemma3ForCausalLM",
+    model_type="gemma3_text",
+    fixed={**GEMMA2.fixed, "qk_norm": True},
+    names=replace(GEMMA_NAMES, q_norm="self_attn.q_norm", k_norm="self_attn.k_norm"),
+    windows=Windows(4096, every=6, every_key="sliding_window_pattern", theta=("rope_local_base_freq", 10000.0)),
+    amounts={
+        "query_scalar": Amount("query_pre_attn_scalar", 256.0),
+        "score_cap": Amount("attn_logit_softcapping", None),
+        "logit_cap": Amount("final_logit_softcapping", None),
+    },
+    theta=1000000.0,
+)
+
 GPT2 = Family(
     architecture="GPT2LMHeadModel",
     model_type="gpt2",
@@ -236,7 +310,7 @@ GPT2 = Family(
     ),
 )
 
-FAMILIES = (LLAMA, MISTRAL, QWEN2, QWEN3, GPT2)
+FAMILIES = (LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA2, GEMMA3, GPT2)
 
 
 def family_named(name: str) -> Family:
@@ -267,7 +341,8 @@ def _layer_shapes(spec: DecoderSpec, names: Names, vectors: tuple[str, ...]) -> 
     for name, rows, columns, bias in linears:
         shapes[f"{name}.weight"] = (columns, rows) if names.transposed else (rows, columns)
         shapes |= {f"{name}.bias": (rows,)} if bias else {}
-    for norm in (names.attention_norm, names.mlp_norm):
+    after = (names.attention_norm_after, names.mlp_norm_after) if spec.norms_after else ()
+    for norm in (names.attention_norm, names.mlp_norm, *after):
         shapes |= {f"{norm}.{vector}": (spec.hidden,) for vector in vectors}
     for norm in (names.q_norm, names.k_norm) if spec.qk_norm else ():
         shapes[f"{norm}.weight"] = (spec.head_dim,)

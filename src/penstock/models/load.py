@@ -143,7 +143,9 @@ def _decoder(source: _Source, spec: DecoderSpec, names: Names) -> DecoderWeights
     return DecoderWeights(
         embedding=embedding,
         layers=tuple(_layer(source, spec, names=names, layer=layer) for layer in range(spec.layers)),
-        final_norm=_norm(source, source.prefix + names.final_norm, bias=spec.norm == "layer"),
+        final_norm=_norm(
+            source, source.prefix + names.final_norm, bias=spec.norm == "layer", plus_one=spec.norm_plus_one
+        ),
         head=head,
         positions=source.joined([f"{source.prefix}{names.positions}.weight"]) if spec.positions == "learned" else None,
     )
@@ -165,23 +167,27 @@ def _embedding_and_head(source: _Source, spec: DecoderSpec, *, names: Names) -> 
 
 def _layer(source: _Source, spec: DecoderSpec, *, names: Names, layer: int) -> LayerWeights:
     start = source.prefix + names.layer.format(layer)
-    layer_norm = spec.norm == "layer"
+
+    def norm(name: str, *, of_heads: bool = False) -> Norm:
+        return _norm(source, start + name, bias=spec.norm == "layer" and not of_heads, plus_one=spec.norm_plus_one)
 
     def linear(parts: tuple[str, ...], *, bias: bool, shard_axis: int) -> Weight:
         matrices, biases = ([f"{start}{part}.{kind}" for part in parts] for kind in ("weight", "bias"))
         return source.linear(matrices, biases if bias else None, transposed=names.transposed, shard_axis=shard_axis)
 
     return LayerWeights(
-        attention_norm=_norm(source, start + names.attention_norm, bias=layer_norm),
+        attention_norm=norm(names.attention_norm),
         qkv=linear(names.qkv, bias=spec.qkv_bias, shard_axis=0),
         out=linear((names.out,), bias=spec.out_bias, shard_axis=1),
-        mlp_norm=_norm(source, start + names.mlp_norm, bias=layer_norm),
+        mlp_norm=norm(names.mlp_norm),
         gate_up=linear(names.gate_up, bias=spec.mlp_bias, shard_axis=0),
         down=linear((names.down,), bias=spec.mlp_bias, shard_axis=1),
-        q_norm=_norm(source, start + names.q_norm, bias=False) if spec.qk_norm else None,
-        k_norm=_norm(source, start + names.k_norm, bias=False) if spec.qk_norm else None,
+        q_norm=norm(names.q_norm, of_heads=True) if spec.qk_norm else None,
+        k_norm=norm(names.k_norm, of_heads=True) if spec.qk_norm else None,
+        attention_norm_after=norm(names.attention_norm_after) if spec.norms_after else None,
+        mlp_norm_after=norm(names.mlp_norm_after) if spec.norms_after else None,
     )
 
 
-def _norm(source: _Source, name: str, *, bias: bool) -> Norm:
-    return Norm(source.joined([f"{name}.weight"]), source.joined([f"{name}.bias"]) if bias else None)
+def _norm(source: _Source, name: str, *, bias: bool, plus_one: bool) -> Norm:
+    return Norm(source.joined([f"{name}.weight"]), source.joined([f"{name}.bias"]) if bias else None, plus_one)

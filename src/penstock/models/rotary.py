@@ -11,7 +11,8 @@ import math
 import torch
 from torch import Tensor
 
-from penstock.models.spec import DecoderSpec, RopeScaling
+from penstock.kernels.reference import Rotary
+from penstock.models.spec import RopeScaling
 
 PIECE = 4096  # positions computed at a time
 
@@ -19,24 +20,24 @@ PIECE = 4096  # positions computed at a time
 class RotaryTable:
     """Cosines and sines for positions 0 .. context_tokens, computed as far as they have been asked for."""
 
-    def __init__(self, spec: DecoderSpec, *, device: torch.device) -> None:
-        self._frequencies = frequencies(spec.head_dim, spec.rope_theta, scaling=spec.rope_scaling)
+    def __init__(self, width: int, theta: float, *, scaling: RopeScaling | None, device: torch.device) -> None:
+        self._frequencies = frequencies(width, theta, scaling=scaling)
         self._device = device
-        self._cosine = torch.empty(0, spec.head_dim // 2, device=device)
-        self._sine = torch.empty(0, spec.head_dim // 2, device=device)
+        self._cosine = torch.empty(0, width // 2, device=device)
+        self._sine = torch.empty(0, width // 2, device=device)
 
-    def reserve(self, num_positions: int) -> None:
-        """Compute the table up to `num_positions`, if it is not there yet."""
+    def at(self, positions: Tensor, *, num_positions: int) -> Rotary:
+        """Of int64 positions [rows], all below `num_positions`."""
+        self._reserve(num_positions)
+        return Rotary(self._cosine[positions], self._sine[positions])
+
+    def _reserve(self, num_positions: int) -> None:
         while self._cosine.shape[0] < num_positions:
             start = self._cosine.shape[0]
             positions = torch.arange(start, start + PIECE, dtype=torch.float32)
             angles = (positions[:, None] * self._frequencies[None, :]).double()
             self._cosine = torch.cat((self._cosine, angles.cos().float().to(self._device)))
             self._sine = torch.cat((self._sine, angles.sin().float().to(self._device)))
-
-    def at(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosine and sine of int64 positions [rows]: two float32 [rows, width/2]."""
-        return self._cosine[positions], self._sine[positions]
 
 
 def frequencies(width: int, theta: float, *, scaling: RopeScaling | None) -> Tensor:

@@ -39,12 +39,19 @@ class DecoderSpec:
 
     Attributes:
         norm: RMSNorm or LayerNorm (with bias), before attention, before the MLP and at the end.
+        norm_plus_one: the scale of every RMSNorm is 1 + its weight, and what it gives is rounded once (Gemma).
+        norms_after: what attention and the MLP give is normed, too, before it is added to what went in.
         positions: rotary embedding of queries and keys (half-split pairs), or a learned table added to the embedding.
         rope_theta, rope_scaling: for rotary positions only.
-        mlp: `swiglu` is down(silu(gate(x)) * up(x)); `gelu_tanh` is down(gelu_tanh(up(x))).
+        windows_rope_theta: the rotary base of the layers with a window, which are not stretched; None: as the rest.
+        mlp: `swiglu` is down(silu(gate(x)) * up(x)), `geglu` down(gelu_tanh(gate(x)) * up(x)), `gelu_tanh`
+            down(gelu_tanh(up(x))).
         qkv_bias, out_bias, mlp_bias: whether those projections add a bias.
         qk_norm: RMSNorm over each head of queries and keys, before the rotary embedding.
         tied: the output head is the embedding.
+        embedding_times_root: what the embedding gives is multiplied by the square root of `hidden`.
+        query_scalar: scores are divided by its square root; None: by that of `head_dim`.
+        score_cap, logit_cap: scores and logits become cap * tanh(x / cap); None: they stay.
         windows: how many positions the queries of each layer see, their own among them; None: all before them, too.
             Empty: no layer has a window.
     """
@@ -60,7 +67,7 @@ class DecoderSpec:
     norm: Literal["rms", "layer"]
     norm_eps: float
     positions: Literal["rotary", "learned"]
-    mlp: Literal["swiglu", "gelu_tanh"]
+    mlp: Literal["swiglu", "geglu", "gelu_tanh"]
     rope_theta: float = 10000.0
     rope_scaling: RopeScaling | None = None
     qkv_bias: bool = False
@@ -69,6 +76,23 @@ class DecoderSpec:
     qk_norm: bool = False
     tied: bool = False
     windows: tuple[int | None, ...] = ()
+    norm_plus_one: bool = False
+    norms_after: bool = False
+    windows_rope_theta: float | None = None
+    embedding_times_root: bool = False
+    query_scalar: float | None = None
+    score_cap: float | None = None
+    logit_cap: float | None = None
+
+    @property
+    def has_gate(self) -> bool:
+        """Whether the MLP has a gate beside its up projection."""
+        return self.mlp != "gelu_tanh"
+
+    @property
+    def mlp_elements(self) -> int:
+        """Elements of the matrices of one MLP."""
+        return self.hidden * self.mlp_width * (3 if self.has_gate else 2)
 
     @property
     def kv_groups(self) -> tuple[KVGroup, ...]:

@@ -47,15 +47,16 @@ void bring_heads(Context& context, Layer& layer, const Step& step) {
     layer.qkv.rows = layer.heads.rows = step.rows;
     layer.qkv.x = step.x;
     layer.qkv.out = layer.heads.fused = context.fused.reserve(bytes_of(layer, step.rows * layer.qkv.n));
-    layer.heads.cosine = step.cosine;
-    layer.heads.sine = step.sine;
+    const bool other = layer.window && step.windows_cosine;
+    layer.heads.cosine = other ? step.windows_cosine : step.cosine;
+    layer.heads.sine = other ? step.windows_sine : step.sine;
     layer.heads.blocks = step.blocks;
     layer.heads.offsets = step.offsets;
 }
 
 void bring_rest(Context& context, Layer& layer, const Step& step, const RowsOf& some) {
     for (Product* product : {&layer.out, &layer.gate_up, &layer.down}) product->rows = some.rows;
-    layer.gate_up.x = layer.out.residual = layer.down.residual = layer.out.out = layer.down.out = step.x;
+    layer.gate_up.x = step.x;
     void* mixed = context.mixed.reserve(bytes_of(layer, some.rows * layer.out.k));
     layer.out.x = mixed;
     layer.down.x = layer.gate_up.out = context.hidden.reserve(bytes_of(layer, some.rows * layer.gate_up.n));
@@ -66,6 +67,7 @@ void bring_rest(Context& context, Layer& layer, const Step& step, const RowsOf& 
         set->values = layer.heads.values;
         set->sinks = layer.sinks;
         set->window = layer.window;
+        set->scale = layer.scale;
         set->cap = layer.cap;
     }
 }
@@ -77,6 +79,22 @@ void move_to_front(const Step& step, void* matrix, size_t stride, size_t bytes) 
         const auto from = static_cast<size_t>(step.wanted[i]), to = static_cast<size_t>(i);
         if (from != to) std::memcpy(rows + to * stride, rows + from * stride, bytes);
     }
+}
+
+// A product whose result is added to x, or normed first and then added.
+void add(Context& context, Product product, Product after, const Step& step) {
+    const Type type = product.type;
+    if (!after.scale) {
+        product.residual = product.out = step.x;
+        return context.kernels.linear[type](context, product);
+    }
+    const auto numbers = static_cast<size_t>(product.rows * product.n);
+    product.out = context.given.reserve(numbers * (type == FLOAT32 ? 4 : 2));
+    context.kernels.linear[type](context, product);
+    after.rows = product.rows;
+    after.x = product.out;
+    after.residual = after.out = step.x;
+    context.kernels.prepare[type](context, after);
 }
 
 // Keys and values of all rows, and of those that are wanted what they become.
@@ -97,9 +115,9 @@ void run_layer(Context& context, Layer layer, const Step& step, bool all) {
     bring_rest(context, layer, step, some);
     timed(context, ATTENTION, [&] { attend(context, some.sets, some.num_sets); });
     timed(context, LINEAR, [&] {
-        linear(context, layer.out);
+        add(context, layer.out, layer.after_attention, step);
         linear(context, layer.gate_up);
-        linear(context, layer.down);
+        add(context, layer.down, layer.after_mlp, step);
     });
 }
 

@@ -97,6 +97,10 @@ PENSTOCK_API int penstock_layers(Context* context, const Layer* layers, int64_t 
     return guarded(context, [&] { run_layers(*context, layers, count, *step); });
 }
 
+PENSTOCK_API int penstock_cap(Context* context, float* x, int64_t count, float limit) {
+    return guarded(context, [&] { context->kernels.cap(*context, x, count, limit); });
+}
+
 PENSTOCK_API int64_t penstock_draw_bytes() { return sizeof(Draw); }
 
 PENSTOCK_API int penstock_draw(Context* context, const Draws* draws) {

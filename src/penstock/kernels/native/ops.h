@@ -22,11 +22,11 @@ enum Type : int { FLOAT32 = 0, BFLOAT16 = 1 };
 struct Context;
 
 // What happens to a row of x before it is multiplied, while it is laid out for the kernel anyway.
-enum Prepare : int { AS_IS = 0, RMS_NORM = 1, LAYER_NORM = 2, SWIGLU = 3, GELU_TANH = 4 };
+enum Prepare : int { AS_IS = 0, RMS_NORM = 1, LAYER_NORM = 2, SWIGLU = 3, GELU_TANH = 4, GEGLU = 5 };
 
 // out [rows, n] = x [rows, k] times a packed weight, plus bias, plus residual. See packing.h for the packed layouts.
 struct Product {
-    const void* x;         // of `type`; rows are `x_stride` elements apart; [rows, 2 k] for SWIGLU, gate before up
+    const void* x;         // of `type`; rows are `x_stride` elements apart; [rows, 2 k] for SWIGLU and GEGLU, gate before up
     const void* weight;    // of `type`, packed
     const float* bias;     // [panels * PANEL], or null
     const void* residual;  // of `type`, laid out as out, or null; may be out itself
@@ -36,6 +36,7 @@ struct Product {
     int64_t rows, n, k, x_stride, out_stride;
     float eps;
     Prepare prepare;
+    int plus_one;          // not 0: the scale of RMS_NORM is 1 + `scale`, and its result is rounded once
     Type type, out_type;
 };
 
@@ -48,6 +49,7 @@ struct Heads {
     void *keys, *values;              // [blocks, kv_heads, block_tokens, width]
     int64_t rows, heads, kv_heads, width, block_tokens;
     float eps;
+    int plus_one;  // as in Product
     Type type;
 };
 
@@ -75,10 +77,13 @@ struct Attention {
 struct Layer {
     Product qkv;
     Heads heads;
-    Product out, gate_up, down;
-    const float* sinks;  // these three as in Attention
+    Product out;
+    Product after_attention;  // the norm of what `out` gives, which is added to x; without a scale: there is none
+    Product gate_up, down;
+    Product after_mlp;    // likewise
+    const float* sinks;   // these four as in Attention
     int64_t window;
-    float cap;
+    float scale, cap;
 };
 
 // What a step brings to every layer: x [rows, hidden], which they change; the rest as in Heads and Attention.
@@ -88,6 +93,7 @@ struct Layer {
 struct Step {
     void* x;
     const float *cosine, *sine;
+    const float *windows_cosine, *windows_sine;  // for layers with a window; null: as for the others
     const int64_t *blocks, *offsets;
     Attention *sets, *wanted_sets;
     const int64_t* wanted;  // [num_wanted], ascending; not looked at where all rows are wanted
@@ -120,9 +126,10 @@ struct Draws {
 // The kernels of one instruction set, each for float32 and bfloat16, numbered as Type.
 struct Kernels {
     void (*linear[2])(Context&, const Product&);
-    void (*prepare[2])(Context&, const Product&);  // out [rows, k]: the rows of x as `linear` would multiply them
+    void (*prepare[2])(Context&, const Product&);  // out [rows, k]: rows of x as `linear` would multiply them, + residual
     void (*heads[2])(Context&, const Heads&);
     void (*attention[2])(Context&, const Attention* sets, int64_t count);
+    void (*cap)(Context&, float* x, int64_t count, float limit);  // x becomes limit * tanh(x / limit)
     void (*draw)(Context&, const Draws&);
     double (*register_loop[2])(Context&, int64_t rounds);                // only to be timed: see register_loop.h
     double (*read_loop)(Context&, const float* memory, int64_t count);  // and read_loop.h
@@ -148,7 +155,7 @@ struct Context {
     int owner;               // the process that opened it: a forked child has the memory but not the threads
     std::mutex in_use;       // one call at a time: they share the working memory
     Memory rows;              // rows of x, laid out for the kernels
-    Memory fused, mixed, hidden;  // what is between the products of a layer
+    Memory fused, mixed, hidden, given;  // what is between the products of a layer
     Memory states;                // what attention keeps of rows from one set of tiles to the next
     Memory segments;              // what it keeps of long tiles that are shared by threads
     std::vector<Memory> own;  // each thread's

@@ -11,7 +11,8 @@
 namespace penstock {
 namespace {
 
-template <class T>
+// PLUS_ONE: the scale is 1 + `scale`, and what is normed is not rounded before it is multiplied by that.
+template <bool PLUS_ONE = false, class T>
 void rms_norm(const T* x, const T* scale, T* out, int64_t width, float eps) {
     Vec squares{};
     for (int64_t i = 0; i < width; i += LANES) {
@@ -20,8 +21,8 @@ void rms_norm(const T* x, const T* scale, T* out, int64_t width, float eps) {
     }
     const float inverse = 1.0F / std::sqrt(total(squares) / static_cast<float>(width) + eps);
     for (int64_t i = 0; i < width; i += LANES) {
-        const Vec normed = rounded<T>(load_some(x + i, width - i) * inverse);
-        store_some(out + i, normed * load_some(scale + i, width - i), width - i);
+        const Vec normed = load_some(x + i, width - i) * inverse, by = load_some(scale + i, width - i);
+        store_some(out + i, PLUS_ONE ? normed * (by + 1.0F) : rounded<T>(normed) * by, width - i);
     }
 }
 
@@ -53,12 +54,23 @@ void swiglu(const T* x, T* out, int64_t width) {
     }
 }
 
+PENSTOCK_INLINE Vec gelu_tanh(Vec v) {
+    const Vec u = (v * v * v * 0.044715F + v) * 0.7978845608028654F;
+    return v * sigmoid(u * 2.0F);
+}
+
 template <class T>
 void gelu_tanh(const T* x, T* out, int64_t width) {
+    for (int64_t i = 0; i < width; i += LANES)
+        store_some(out + i, gelu_tanh(load_some(x + i, width - i)), width - i);
+}
+
+// gelu_tanh(gate) * up for x = gate [width], up [width].
+template <class T>
+void geglu(const T* x, T* out, int64_t width) {
     for (int64_t i = 0; i < width; i += LANES) {
-        const Vec v = load_some(x + i, width - i);
-        const Vec u = (v * v * v * 0.044715F + v) * 0.7978845608028654F;
-        store_some(out + i, v * sigmoid(u * 2.0F), width - i);
+        const Vec gate = gelu_tanh(load_some(x + i, width - i));
+        store_some(out + i, gate * load_some(x + width + i, width - i), width - i);
     }
 }
 
@@ -81,10 +93,12 @@ const T* prepare_row(const Product& p, int64_t row, T* buffer) {
     const T* x = static_cast<const T*>(p.x) + row * p.x_stride;
     const T *scale = static_cast<const T*>(p.scale), *shift = static_cast<const T*>(p.shift);
     if (p.prepare == AS_IS) return x;
-    if (p.prepare == RMS_NORM) rms_norm(x, scale, buffer, p.k, p.eps);
+    if (p.prepare == RMS_NORM && p.plus_one) rms_norm<true>(x, scale, buffer, p.k, p.eps);
+    if (p.prepare == RMS_NORM && !p.plus_one) rms_norm(x, scale, buffer, p.k, p.eps);
     if (p.prepare == LAYER_NORM) layer_norm(x, scale, shift, buffer, p.k, p.eps);
     if (p.prepare == SWIGLU) swiglu(x, buffer, p.k);
     if (p.prepare == GELU_TANH) gelu_tanh(x, buffer, p.k);
+    if (p.prepare == GEGLU) geglu(x, buffer, p.k);
     return buffer;
 }
 
@@ -103,10 +117,26 @@ void lay_rows(Context& context, const Product& p, int64_t tasks, First&& first, 
 
 template <class T>
 void prepare(Context& context, const Product& p) {
-    context.pool.each(p.rows, [&](int64_t row) {
+    const auto first = [](int64_t task) { return task; };
+    lay_rows<T>(context, p, p.rows, first, [&](int64_t row, const T* made) {
         T* out = static_cast<T*>(p.out) + row * p.out_stride;
-        const T* made = prepare_row(p, row, out);
-        if (made != out) std::memcpy(out, made, static_cast<size_t>(p.k) * sizeof(T));
+        const T* residual = static_cast<const T*>(p.residual);
+        if (!residual) {
+            std::memcpy(out, made, static_cast<size_t>(p.k) * sizeof(T));
+            return;
+        }
+        for (int64_t i = 0; i < p.k; i += LANES) {
+            const Vec before = load_some(residual + row * p.out_stride + i, p.k - i);
+            store_some(out + i, before + load_some(made + i, p.k - i), p.k - i);
+        }
+    });
+}
+
+inline void cap_all(Context& context, float* x, int64_t count, float limit) {
+    constexpr int64_t AT_ONCE = 1 << 12;
+    context.pool.each(ceil_div(count, AT_ONCE), [&](int64_t task) {
+        for (int64_t i = task * AT_ONCE; i < at_most(count, (task + 1) * AT_ONCE); i += LANES)
+            store_some(x + i, tanh(load_some(x + i, count - i) / limit) * limit, count - i);
     });
 }
 
@@ -116,7 +146,8 @@ void place_row(const Heads& h, int64_t row) {
     for (int64_t i = 0; i < h.heads + h.kv_heads; ++i) {
         T* x = heads + i * h.width;
         const T* scale = static_cast<const T*>(i < h.heads ? h.q_scale : h.k_scale);
-        if (scale) rms_norm(x, scale, x, h.width, h.eps);
+        if (scale && h.plus_one) rms_norm<true>(x, scale, x, h.width, h.eps);
+        if (scale && !h.plus_one) rms_norm(x, scale, x, h.width, h.eps);
         if (h.cosine) rotate(x, h.cosine + row * (h.width / 2), h.sine + row * (h.width / 2), h.width);
     }
     const T *keys = heads + h.heads * h.width, *values = keys + h.kv_heads * h.width;

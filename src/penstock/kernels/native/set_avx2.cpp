@@ -12,6 +12,7 @@ Kernels avx2_kernels() {
         {prepare<float>, prepare<uint16_t>},
         {place_heads<float>, place_heads<uint16_t>},
         {attention<float>, attention<uint16_t>},
+        cap_all,
         draw_rows,
         {register_loop<WideUnit<float>>, register_loop<WideUnit<float>>},
         read_loop,
