@@ -291,31 +291,6 @@ void put_out(const Tile& tile, const Space<Unit>& space, int64_t r) {
     }
 }
 
-// Turns a square of LANES vectors: lane j of vector i becomes lane i of vector j. Stage by stage, halves of size S
-// change places between vectors that are S apart.
-template <int S>
-PENSTOCK_INLINE void turn_stage(Vec* v) {
-    IntVec low{}, high{};
-    for (int i = 0; i < LANES; ++i) {
-        low[i] = i & S ? LANES + i - S : i;
-        high[i] = i & S ? LANES + i : i + S;
-    }
-#pragma GCC unroll 16  // so that the vectors stay in registers
-    for (int i = 0; i < LANES; ++i) {
-        if (i & S) continue;
-        const Vec a = v[i], b = v[i + S];
-        v[i] = pick(a, b, low);
-        v[i + S] = pick(a, b, high);
-    }
-}
-
-PENSTOCK_INLINE void turn(Vec* v) {
-    turn_stage<1>(v);
-    turn_stage<2>(v);
-    if constexpr (LANES >= 8) turn_stage<LANES >= 8 ? 4 : 1>(v);
-    if constexpr (LANES >= 16) turn_stage<LANES >= 16 ? 8 : 1>(v);
-}
-
 // Vectors load(0) .. to columns: `count` numbers of each, PANEL apart.
 template <class Load>
 PENSTOCK_INLINE void turn_square(float* to, int64_t count, Load&& load) {

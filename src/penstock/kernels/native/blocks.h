@@ -3,7 +3,7 @@
 // A block of the result is a few rows x two vectors of columns. Each of its numbers is one chain of sums over K from 0
 // to the end, so it depends on its own row and column alone, whatever the block's height is. A unit multiplies:
 //   T            the numbers of x and of the packed weight;  Left: of x as it is laid out, `depth(k)` a row
-//   lay_out      a row of x to every `height`-th Left
+//   lay_out      a row of x to every `height`-th Left;  lefts: LANES Lefts of it from one of them on, then zeros
 //   LEFT_BYTES   of a panel for each Left;  weight_at: where in a panel the weights of a Left begin
 //   open         a part of a panel, in the form in which several blocks are multiplied with it one after the other
 //   multiply     a block times a panel, as it lies or opened, over some Lefts
@@ -138,25 +138,60 @@ void share_panel(const Product& p, const typename Unit::Left* rows, int64_t pane
     }
 }
 
+// A block's rows of x, prepared, to [depth][height], LANES Lefts of LANES rows at a time. `buffer`: a block's rows.
 template <class Unit>
-void lay_row(const typename Unit::T* x, int64_t row, const Product& p, const Blocks& blocks, typename Unit::Left* rows) {
-    const int64_t block = blocks.of_row(row), first = blocks.first(block);
-    Unit::lay_out(x, p.k, rows + first * Unit::depth(p.k) + row - first, blocks.height(block));
+void lay_block(const Product& p, int64_t first, int64_t height, typename Unit::T* buffer, typename Unit::Left* block) {
+    const int64_t depth = Unit::depth(p.k);
+    const typename Unit::T* rows[MAX_ROWS];
+    for (int64_t r = 0; r < height; ++r) rows[r] = prepare_row(p, first + r, buffer + r * p.k);
+    auto* to = reinterpret_cast<float*>(block);
+    for (int64_t from = 0; from < height; from += LANES)
+        for (int64_t at = 0; at < depth; at += LANES) {
+            Vec square[LANES];
+#pragma GCC unroll 16  // so that the vectors stay in registers
+            for (int64_t r = 0; r < LANES; ++r)
+                square[r] = from + r < height ? Unit::lefts(rows[from + r], at, p.k) : Vec{};
+            turn(square);
+#pragma GCC unroll 16
+            for (int64_t j = 0; j < LANES; ++j) {
+                if (at + j >= depth) break;
+                float* line = to + (at + j) * height + from;
+                // What is too much of a whole vector, the next line overwrites.
+                const bool is_whole = height <= LANES && (at + j) * height + LANES <= depth * height;
+                store_some(line, square[j], is_whole ? LANES : at_most(height - from, LANES));
+            }
+        }
+}
+
+// The rows of x as blocks. Those of a block share cache lines, so a thread lays out whole blocks; where some threads would
+// go without, rows.
+template <class Unit>
+void lay_all(Context& context, const Product& p, const Blocks& blocks, typename Unit::Left* rows) {
+    using T = typename Unit::T;
+    const int64_t depth = Unit::depth(p.k);
+    if (blocks.count < context.pool.threads()) {
+        const auto lay = [&](int64_t row, const T* x) {
+            const int64_t block = blocks.of_row(row), first = blocks.first(block);
+            Unit::lay_out(x, p.k, rows + first * depth + row - first, blocks.height(block));
+        };
+        return lay_rows<T>(context, p, p.rows, [](int64_t task) { return task; }, lay);
+    }
+    context.reserve_own(MAX_ROWS * p.k * static_cast<int64_t>(sizeof(T)));
+    context.pool.run(blocks.count, [&](Tasks& tasks, int thread) {
+        for (int64_t block; (block = tasks.take()) >= 0;) {
+            const int64_t first = blocks.first(block);
+            lay_block<Unit>(p, first, blocks.height(block), context.own_array<T>(thread), rows + first * depth);
+        }
+    });
 }
 
 template <class Unit>
 void linear(Context& context, const Product& p) {
     using Left = typename Unit::Left;
-    using T = typename Unit::T;
     const Blocks blocks(p.rows);
     const int64_t row_bytes = Unit::depth(p.k) * static_cast<int64_t>(sizeof(Left));
     auto* rows = context.rows.reserve_array<Left>(static_cast<size_t>(p.rows * Unit::depth(p.k)));
-    const auto lay = [&](int64_t row, const T* x) { lay_row<Unit>(x, row, p, blocks, rows); };
-    // The rows of a block share cache lines, so a thread lays out whole blocks; where some would go without, rows.
-    if (blocks.count >= context.pool.threads())
-        lay_rows<T>(context, p, blocks.count, [&](int64_t task) { return blocks.first(task); }, lay);
-    else
-        lay_rows<T>(context, p, p.rows, [](int64_t task) { return task; }, lay);
+    lay_all<Unit>(context, p, blocks, rows);
     const Chunks chunks(blocks.count, MAX_ROWS * row_bytes, CACHED_BYTES);
     const int64_t sums_bytes = ceil_div(blocks.count, chunks.count) * MAX_ROWS * PANEL * static_cast<int64_t>(sizeof(float));
     context.reserve_own(sums_bytes + LEFTS_AT_ONCE * PANEL * static_cast<int64_t>(sizeof(float)));

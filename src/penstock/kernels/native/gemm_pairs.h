@@ -55,6 +55,11 @@ struct PairUnit {
         if (k % 2) place[k / 2 * height] = x[k - 1];
     }
 
+    static Vec lefts(const uint16_t* x, int64_t at, int64_t k) {
+        const int64_t left = k - 2 * at;
+        return (Vec)_mm512_maskz_loadu_epi16(left >= 32 ? ~0U : (1U << left) - 1, x + 2 * at);
+    }
+
     static const uint16_t* open(const uint16_t* w, int64_t, float*) { return w; }
 
     template <int ROWS>

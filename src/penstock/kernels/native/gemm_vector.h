@@ -21,6 +21,8 @@ struct WideUnit {
         for (int64_t i = 0; i < k; ++i) place[i * height] = widen(x[i]);
     }
 
+    static Vec lefts(const T* x, int64_t at, int64_t k) { return load_some(x + at, k - at); }
+
     static const float* open(const float* w, int64_t, float*) { return w; }
 
     // Widened once for all blocks, to [count][PANEL].

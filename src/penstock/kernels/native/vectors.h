@@ -127,6 +127,31 @@ PENSTOCK_INLINE Vec pick(Vec a, Vec b, IntVec from) {
 #endif
 }
 
+// Turns a square of LANES vectors: lane j of vector i becomes lane i of vector j. Stage by stage, halves of size S
+// change places between vectors that are S apart.
+template <int S>
+PENSTOCK_INLINE void turn_stage(Vec* v) {
+    IntVec low{}, high{};
+    for (int i = 0; i < LANES; ++i) {
+        low[i] = i & S ? LANES + i - S : i;
+        high[i] = i & S ? LANES + i : i + S;
+    }
+#pragma GCC unroll 16  // so that the vectors stay in registers
+    for (int i = 0; i < LANES; ++i) {
+        if (i & S) continue;
+        const Vec a = v[i], b = v[i + S];
+        v[i] = pick(a, b, low);
+        v[i + S] = pick(a, b, high);
+    }
+}
+
+PENSTOCK_INLINE void turn(Vec* v) {
+    turn_stage<1>(v);
+    turn_stage<2>(v);
+    if constexpr (LANES >= 8) turn_stage<LANES >= 8 ? 4 : 1>(v);
+    if constexpr (LANES >= 16) turn_stage<LANES >= 16 ? 8 : 1>(v);
+}
+
 // x in the first `count` lanes, zeros behind them.
 PENSTOCK_INLINE Vec splat_some(float x, int64_t count) {
     return lane_numbers() < static_cast<int32_t>(count) ? splat(x) : Vec{};
