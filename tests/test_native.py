@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from penstock.kernels import reference
-from penstock.kernels.native import Native, open_native
+from penstock.kernels.native import HUGE_PAGE, Native, open_native
 from penstock.kernels.reference import AttentionTiles
 from penstock.kernels.table import TABLE, find_inexact_product, select
 from penstock.models.spec import DecoderSpec
@@ -171,6 +171,14 @@ def test_no_rows_give_no_rows_and_what_does_not_fit_is_refused() -> None:
         kernels.linear(noise(2, 48, dtype=torch.bfloat16), packed)
     with pytest.raises(ValueError, match=r"x is \[2, 47\] and the weight \[50, 48\]"):
         kernels.linear(noise(2, 47), packed)
+
+
+def test_large_packed_weights_begin_where_a_large_page_does() -> None:
+    """Large pages hold what is read once a step; a weight smaller than one is anywhere."""
+    for rows in (1024, 1056):  # 2 MiB, and a little more
+        made = native(ISAS[-1]).pack(odd_weight(rows, 1024, torch.bfloat16, bias=False)).parts["weight"]
+        assert made.data_ptr() % HUGE_PAGE == 0
+        assert made.numel() == rows * 1024
 
 
 @pytest.mark.parametrize("isa", ISAS)

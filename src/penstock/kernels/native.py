@@ -8,6 +8,7 @@ One idea: what cannot run has a reason (`Opened.why_not`), and the reference ker
 from __future__ import annotations
 
 import ctypes
+import mmap
 import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -29,6 +30,7 @@ LIBRARY = Path(__file__).with_name("libpenstock.so")
 ISAS = ("portable", "avx2", "avx512", "avx512_bf16", "amx")  # numbered as in native/isa.h
 QUERY_ROWS = 64  # of an attention tile: they share what it costs to lay out keys and values
 PANEL = 32  # columns that a packed weight is padded to
+HUGE_PAGE = 1 << 21  # bytes
 PASSED_OVER = "not avx512_bf16, whose instruction takes twice the time of the fmas that do as much on this processor"
 
 # Each function's result and arguments.
@@ -52,6 +54,20 @@ _SIGNATURES: dict[str, tuple[type | None, tuple[type, ...]]] = {
     "penstock_read_loop": (INT, (ADDRESS, ADDRESS, COUNT, ADDRESS)),
     "penstock_prefer_huge_pages": (None, (ADDRESS, COUNT)),
 }
+
+
+def on_whole_pages(count: int, *, dtype: torch.dtype) -> Tensor:
+    """A new tensor [count] that begins where a large page does, if it fills one: all that it fills can be large.
+
+    In memory of its own that nobody wrote to before: pages that were written to stay small.
+    """
+    num_bytes = count * dtype.itemsize
+    if num_bytes < HUGE_PAGE:
+        return torch.empty(count, dtype=dtype)
+    fresh = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    mapped = mmap.mmap(-1, num_bytes + HUGE_PAGE, flags=fresh)  # what of it is never written takes no memory
+    first = -torch.frombuffer(mapped, dtype=torch.uint8).data_ptr() % HUGE_PAGE
+    return torch.frombuffer(mapped, dtype=dtype, count=count, offset=first)
 
 
 class LayerSeconds(NamedTuple):
@@ -83,7 +99,7 @@ class Native:
         matrix = weight.parts["weight"]
         out, inner = weight.shape
         kind = TYPES[matrix.dtype]
-        packed = torch.empty(self._library.penstock_packed_size(out, inner, kind), dtype=matrix.dtype)
+        packed = on_whole_pages(self._library.penstock_packed_size(out, inner, kind), dtype=matrix.dtype)
         self._call("penstock_pack", address(matrix), address(packed), out, inner, kind)
         parts = {"weight": packed}
         if "bias" in weight.parts:
