@@ -125,7 +125,7 @@ def test_linear_agrees_with_the_reference(isa: str, dtype: torch.dtype, out: int
     packed = kernels.pack(weight)
     wide = torch.nn.functional.linear(x.double(), weight.parts["weight"].double())
     wide = wide + weight.parts["bias"].double() if bias else wide
-    ours = kernels.linear(x, packed, wide=True)
+    ours = kernels.logits(x, packed)
     torch.testing.assert_close(ours.double(), wide, rtol=1e-5, atol=2e-5)
     assert torch.equal(kernels.linear(x, packed), ours.to(dtype))
     slow = reference.linear(x, weight).float()
@@ -143,12 +143,12 @@ def test_a_row_of_linear_has_the_same_bits_alone_anywhere_and_on_any_threads(
     several, one = native(isa), native(isa, 1)
     packed = several.pack(weight)
     assert torch.equal(packed.parts["weight"], one.pack(weight).parts["weight"])
-    together = several.linear(x, packed, wide=True)
-    assert torch.equal(one.linear(x, packed, wide=True), together)
+    together = several.logits(x, packed).clone()
+    assert torch.equal(one.logits(x, packed), together)
     for rows in range(1, ROWS):
-        assert torch.equal(several.linear(x[-rows:], packed, wide=True), together[-rows:])
+        assert torch.equal(several.logits(x[-rows:], packed), together[-rows:])
     order = torch.randperm(ROWS, generator=torch.Generator().manual_seed(3))
-    assert torch.equal(several.linear(x[order], packed, wide=True), together[order])
+    assert torch.equal(several.logits(x[order], packed), together[order])
     assert find_inexact_product(several.linear, [packed]) is None
 
 
@@ -214,11 +214,22 @@ def test_norms_agree_with_the_reference(isa: str, dtype: torch.dtype, width: int
 
 @pytest.mark.parametrize("isa", ISAS)
 def test_capped_logits_are_the_reference_s_to_the_bit(isa: str) -> None:
-    x = noise(3, 5001) * 40
-    x[1, 7], x[2, 5000] = math.nan, math.inf
-    expected = reference.cap(x, 30.0)
+    kernels, x = native(isa), noise(5, 48) * 40
+    x[1, 7], x[2, 40] = math.nan, math.inf
+    packed = kernels.pack(odd_weight(5001, 48, torch.float32, bias=False))
+    expected = reference.cap(kernels.logits(x, packed).clone(), 30.0)
     assert float(expected[0].abs().max()) <= 30.0
-    assert torch.equal(native(isa).cap(x.clone(), 30.0).nan_to_num(), expected.nan_to_num())
+    assert torch.equal(kernels.logits(x, packed, limit=30.0).nan_to_num(), expected.nan_to_num())
+
+
+def test_logits_stay_where_they_are_from_call_to_call() -> None:
+    kernels = native(ISAS[-1])
+    packed = kernels.pack(odd_weight(331, 48, torch.float32, bias=False))
+    x = noise(9, 48)
+    first = kernels.logits(x, packed)
+    kept = first.clone()
+    assert kernels.logits(x[3:4], packed).data_ptr() == first.data_ptr()
+    assert torch.equal(kernels.logits(x, packed), kept)
 
 
 class Context(NamedTuple):

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from penstock.kernels.native import LayerSeconds
     from penstock.kernels.table import Kernels
 
-PARTS = {"linear": "linear", "attention": "attention"}
+PARTS = {"linear": "linear", "logits": "linear", "attention": "attention"}
 OTHER = "other"
 LAYERS = "layers"
 

@@ -39,17 +39,19 @@ def embed(tokens: Tensor, weight: Weight) -> Tensor:
     return weight.parts["weight"][tokens]
 
 
-def linear(x: Tensor, weight: Weight, *, wide: bool = False) -> Tensor:
-    """x [rows, in] times weight [out, in] transposed, plus its bias: [rows, out].
-
-    Rounded to the dtype of x, whatever is asked for; `wide` gives that in float32.
-    """
+def linear(x: Tensor, weight: Weight) -> Tensor:
+    """x [rows, in] times weight [out, in] transposed, plus its bias: [rows, out]."""
     matrix, bias = weight.parts["weight"], weight.parts.get("bias")
     rows = x.shape[0]
     if not rows:
-        return x.new_empty(0, weight.shape[0], dtype=torch.float32 if wide else x.dtype)
-    out = torch.cat([functional.linear(tile, matrix, bias) for tile in _groups(x, TILE_ROWS)])
-    return out[:rows].float() if wide else out[:rows]
+        return x.new_empty(0, weight.shape[0])
+    return torch.cat([functional.linear(tile, matrix, bias) for tile in _groups(x, TILE_ROWS)])[:rows]
+
+
+def logits(x: Tensor, head: Weight, *, limit: float | None = None) -> Tensor:
+    """`linear` in float32, rounded to the dtype of x on the way; with a limit, capped by it."""
+    wide = linear(x, head).float()
+    return wide if limit is None else cap(wide, limit)
 
 
 def pad_rows(x: Tensor, multiple: int) -> Tensor:

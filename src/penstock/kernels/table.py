@@ -39,9 +39,18 @@ class Embed(Protocol):
 
 
 class Linear(Protocol):
-    """x [rows, in] to [rows, out], in x's dtype, or in float32 if `wide`."""
+    """x [rows, in] to [rows, out], in x's dtype."""
 
-    def __call__(self, x: Tensor, weight: Weight, *, wide: bool = False) -> Tensor: ...
+    def __call__(self, x: Tensor, weight: Weight) -> Tensor: ...
+
+
+class Logits(Protocol):
+    """x [rows, hidden] to float32 [rows, vocab], limit * tanh(y / limit) of them with a limit.
+
+    What is given may be memory of the op's own, which its next call writes to.
+    """
+
+    def __call__(self, x: Tensor, head: Weight, *, limit: float | None = None) -> Tensor: ...
 
 
 class Normalize(Protocol):
@@ -104,12 +113,6 @@ class Unary(Protocol):
     def __call__(self, x: Tensor) -> Tensor: ...
 
 
-class Cap(Protocol):
-    """float32 to limit * tanh(x / limit), of the same shape, perhaps in its place."""
-
-    def __call__(self, x: Tensor, limit: float) -> Tensor: ...
-
-
 class DrawAll(Protocol):
     """Float32 logits [rows, vocab] to a draw a row."""
 
@@ -122,6 +125,7 @@ class Kernels(NamedTuple):
     pack: Pack
     embed: Embed
     linear: Linear
+    logits: Logits
     attention: Attention
     rms_norm: Normalize
     layer_norm: Normalize
@@ -130,7 +134,6 @@ class Kernels(NamedTuple):
     multiply: Binary
     silu: Unary
     gelu_tanh: Unary
-    cap: Cap
     layers: Layers | None
     draw: DrawAll
 
@@ -164,6 +167,7 @@ TABLE: dict[str, tuple[Implementation, ...]] = {
     "pack": (_native(Native.pack), Implementation("reference", reference.pack, BOTH, BOTH)),
     "embed": (_native(Native.embed), Implementation("reference", reference.embed, BOTH, BOTH)),
     "linear": (_native(Native.linear), Implementation("reference", reference.linear, BOTH, CPU)),
+    "logits": (_native(Native.logits), Implementation("reference", reference.logits, BOTH, CPU)),
     "attention": (
         _native(Native.attention),
         Implementation("reference", reference.attention, BOTH, CPU),
@@ -181,7 +185,6 @@ TABLE: dict[str, tuple[Implementation, ...]] = {
     "multiply": (Implementation("reference", reference.multiply, BOTH, BOTH),),
     "silu": (Implementation("reference", exact.silu, BOTH, BOTH),),
     "gelu_tanh": (Implementation("reference", exact.gelu_tanh, BOTH, BOTH),),
-    "cap": (_native(Native.cap), Implementation("reference", reference.cap, BOTH, BOTH)),
     "layers": (_native(Native.layers), Implementation("composed", None, BOTH, BOTH)),
     "draw": (_native(Native.draw), Implementation("reference", draw_all, BOTH, BOTH)),
 }

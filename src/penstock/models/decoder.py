@@ -66,7 +66,7 @@ class Decoder:
         return self._kernels.layers is not None
 
     def forward(self, step: StepTensors, cache: KVCache) -> Tensor:
-        """Logits for the samples, float32 [samples, vocab]."""
+        """Logits for the samples, float32 [samples, vocab]; the next step may write over them."""
         x = self._kernels.embed(step.tokens, self._weights.embedding)  # [rows, hidden]
         if self._embedding_scale is not None:
             x = self._kernels.multiply(x, self._embedding_scale)
@@ -75,8 +75,7 @@ class Decoder:
         rows = self._rows(step)
         x = self._layers_over(cache)(x, rows)
         final = self._norm(x[step.sampled], self._weights.final_norm)
-        logits = self._kernels.linear(final, self._weights.head, wide=True)
-        return logits if self.spec.logit_cap is None else self._kernels.cap(logits, self.spec.logit_cap)
+        return self._kernels.logits(final, self._weights.head, limit=self.spec.logit_cap)
 
     def draw(self, logits: Tensor, samples: Sequence[SampleAt]) -> list[Draw]:
         """A draw for each row of logits, float32 [rows, vocab]."""
