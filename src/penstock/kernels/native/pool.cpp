@@ -16,6 +16,12 @@ namespace {
 constexpr auto SPIN = std::chrono::microseconds(40);
 constexpr int LOOKS_AT_ONCE = 64;  // between two looks at the clock
 
+// Of a gate: the workers inside in its lowest bits, then whether the call is open, then its number.
+constexpr uint64_t OPEN = uint64_t{1} << 15, FIRST_NUMBER = OPEN << 1;
+
+uint64_t number_of(uint64_t gate) { return gate / FIRST_NUMBER; }
+uint64_t num_inside(uint64_t gate) { return gate & (OPEN - 1); }
+
 void pause_briefly() {
 #if defined(__x86_64__)
     _mm_pause();
@@ -69,24 +75,27 @@ void Pool::start(const Call& call, int64_t count) {
     {
         std::lock_guard<std::mutex> lock(mutex_);
         call_ = call;
-        busy_.store(static_cast<int>(workers_.size()), std::memory_order_relaxed);
-        calls_.fetch_add(1, std::memory_order_release);
+        const uint64_t number = number_of(gate_.load(std::memory_order_relaxed)) + 1;
+        gate_.store(number * FIRST_NUMBER | OPEN, std::memory_order_release);
     }
     called_.notify_all();
     call.invoke(call.body, *call.tasks, 0);
-    wait_for_workers();
+    close();
 }
 
-// The call lives on the caller's stack, so every worker must be out of it, not only out of tasks.
-void Pool::wait_for_workers() {
-    const auto done = [this] { return busy_.load(std::memory_order_acquire) == 0; };
+// The call lives on the caller's stack, so every worker that entered must be out of it, not only out of tasks.
+void Pool::close() {
+    gate_.fetch_and(~OPEN, std::memory_order_acq_rel);
+    const auto done = [this] { return num_inside(gate_.load(std::memory_order_acquire)) == 0; };
     if (spin_until(done)) return;
     std::unique_lock<std::mutex> lock(mutex_);
     finished_.wait(lock, done);
 }
 
 bool Pool::await_call(uint64_t seen) {
-    const auto ready = [this, seen] { return calls_.load(std::memory_order_acquire) != seen || stopping_.load(); };
+    const auto ready = [this, seen] {
+        return number_of(gate_.load(std::memory_order_acquire)) != seen || stopping_.load();
+    };
     if (!spin_until(ready)) {
         std::unique_lock<std::mutex> lock(mutex_);
         called_.wait(lock, ready);
@@ -94,15 +103,29 @@ bool Pool::await_call(uint64_t seen) {
     return !stopping_.load();
 }
 
+// Into the newest call, if it is still open; either way `seen` is its number.
+bool Pool::enter(uint64_t& seen) {
+    uint64_t gate = gate_.load(std::memory_order_acquire);
+    do {
+        seen = number_of(gate);
+        if (!(gate & OPEN)) return false;
+    } while (!gate_.compare_exchange_weak(gate, gate + 1, std::memory_order_acq_rel));
+    return true;
+}
+
+void Pool::leave() {
+    const uint64_t before = gate_.fetch_sub(1, std::memory_order_acq_rel);
+    if (num_inside(before) > 1 || before & OPEN) return;
+    std::lock_guard<std::mutex> lock(mutex_);
+    finished_.notify_one();
+}
+
 void Pool::serve(int thread) {
     const FloatState state;
     for (uint64_t seen = 0; await_call(seen);) {
-        ++seen;  // no call begins before the last one has ended on every worker
+        if (!enter(seen)) continue;
         call_.invoke(call_.body, *call_.tasks, thread);
-        if (busy_.fetch_sub(1, std::memory_order_acq_rel) == 1) {
-            std::lock_guard<std::mutex> lock(mutex_);
-            finished_.notify_one();
-        }
+        leave();
     }
 }
 

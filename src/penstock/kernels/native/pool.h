@@ -1,5 +1,8 @@
 // One team of threads that owns the cores while the library computes: the caller and `threads - 1` workers.
 // Which thread takes which task is open; so no task's numbers may depend on it.
+//
+// A call is open from its start until the caller finds no task left; workers enter it only while it is open, and the
+// caller leaves when all that entered are out. So a worker that sleeps too long is missed, not waited for.
 #pragma once
 
 #include <atomic>
@@ -58,17 +61,18 @@ class Pool {
     };
 
     void start(const Call& call, int64_t count);
-    void wait_for_workers();
+    void close();
     void serve(int thread);
     bool await_call(uint64_t seen);
+    bool enter(uint64_t& seen);
+    void leave();
 
     std::vector<std::thread> workers_;
     std::mutex mutex_;
     std::condition_variable called_, finished_;
-    std::atomic<uint64_t> calls_{0};  // counts calls; a worker that sees a new number has work
-    std::atomic<int> busy_{0};
+    std::atomic<uint64_t> gate_{0};  // the number of the newest call, whether it is open, and how many workers are in it
     std::atomic<bool> stopping_{false};
-    Call call_{};
+    Call call_{};  // of that number; written only while no worker is in
 };
 
 }  // namespace penstock
