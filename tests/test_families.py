@@ -455,6 +455,7 @@ def test_gemma2() -> None:
     assert (spec.mlp, spec.norm_plus_one, spec.norms_after, spec.embedding_times_root) == ("geglu", True, True, True)
     assert read_config(without(GEMMA2_2B, "attn_logit_softcapping", "query_pre_attn_scalar")).spec == spec
     assert read_config(changed(GEMMA2_2B, attn_logit_softcapping=None)).spec == replace(spec, score_cap=None)
+    assert read_config(changed(GEMMA2_2B, sliding_window_size=4096)).spec == spec  # as the 9B has it
 
 
 def test_gemma3() -> None:
@@ -467,6 +468,15 @@ def test_gemma3() -> None:
     assert read_config(changed(usual, sliding_window_pattern=9)).spec.windows == ((512,) * 8 + (None,)) * 2
     # A window that reaches over the whole context still says which rotary base a layer has.
     assert read_config(changed(GEMMA3_270M, sliding_window=32768)).spec.windows_rope_theta == 1e4
+
+
+def test_what_gemma3_does_not_do_or_leaves_open_is_refused() -> None:
+    with pytest.raises(ModelError, match="attn_logit_softcapping = 50"):
+        read_config(changed(GEMMA3_270M, attn_logit_softcapping=50.0))  # transformers reads it and computes without
+    with pytest.raises(ModelError, match="sliding_window is None"):
+        read_config(changed(GEMMA3_270M, sliding_window=None))
+    everywhere: Config = {"sliding_window": None, "layer_types": ["full_attention"] * 18}
+    assert read_config(changed(GEMMA3_270M, **everywhere)).spec.windows == ()
 
 
 def test_rotary_positions_by_kind_of_layer() -> None:

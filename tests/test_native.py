@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from penstock.kernels import reference
-from penstock.kernels.native import HUGE_PAGE, Native, open_native
+from penstock.kernels.native import HUGE_PAGE, Native, on_whole_pages, open_native
 from penstock.kernels.reference import AttentionTiles
 from penstock.kernels.table import TABLE, find_inexact_product, select
 from penstock.models.spec import DecoderSpec
@@ -171,6 +171,11 @@ def test_no_rows_give_no_rows_and_what_does_not_fit_is_refused() -> None:
         kernels.linear(noise(2, 48, dtype=torch.bfloat16), packed)
     with pytest.raises(ValueError, match=r"x is \[2, 47\] and the weight \[50, 48\]"):
         kernels.linear(noise(2, 47), packed)
+
+
+def test_memory_that_cannot_be_mapped_is_a_memory_error() -> None:
+    with pytest.raises(MemoryError, match=r"[0-9]+ bytes could not be mapped"):
+        on_whole_pages(1 << 60, dtype=torch.float32)
 
 
 def test_large_packed_weights_begin_where_a_large_page_does() -> None:

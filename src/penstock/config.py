@@ -47,7 +47,7 @@ class EngineConfig:
         token_budget: tokens that one step computes, at most; max_sequences: sequences that run at once, at most.
         block_tokens: token positions in a KV block.
         threads: threads that compute on the CPU; None: as many as torch takes.
-        max_isa: the highest instruction set that the native kernels of the CPU may use; None: the best there is;
+        max_isa: the highest instruction set that the native kernels of the CPU may use; None: the fastest there is;
             `reference`: none, PyTorch computes.
     """
 

@@ -198,7 +198,7 @@ def _native_row_bytes(spec: DecoderSpec, element_bytes: int) -> int:
     rows = 2 * spec.hidden + qkv.out + out.inner + gate_up.out + (spec.hidden if spec.norms_after else 0)
     scaled = 2 * 4 * spec.hidden if spec.embedding_times_root else 0  # embeddings and their product as float32
     rotary = spec.head_dim * 4 * (1 if spec.windows_rope_theta is None else 2)
-    return rows * element_bytes + max(laid_out, scaled) + rotary + 128
+    return rows * element_bytes + laid_out + scaled + rotary + 128
 
 
 def _reference_row_bytes(spec: DecoderSpec, element_bytes: int) -> int:

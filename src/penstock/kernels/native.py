@@ -64,9 +64,14 @@ def on_whole_pages(count: int, *, dtype: torch.dtype) -> Tensor:
     num_bytes = count * dtype.itemsize
     if num_bytes < HUGE_PAGE:
         return torch.empty(count, dtype=dtype)
-    fresh = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-    mapped = mmap.mmap(-1, num_bytes + HUGE_PAGE, flags=fresh)  # what of it is never written takes no memory
+    try:
+        mapped = mmap.mmap(-1, num_bytes + HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError as error:
+        raise MemoryError(f"{num_bytes} bytes could not be mapped: {error}") from error
     first = -torch.frombuffer(mapped, dtype=torch.uint8).data_ptr() % HUGE_PAGE
+    # What is never written takes no memory: what the last page is not filled with must not make it a large one.
+    if hasattr(mmap, "MADV_NOHUGEPAGE"):  # Linux
+        mapped.madvise(mmap.MADV_NOHUGEPAGE, first + num_bytes // HUGE_PAGE * HUGE_PAGE)
     return torch.frombuffer(mapped, dtype=dtype, count=count, offset=first)
 
 
@@ -81,6 +86,7 @@ class LayerSeconds(NamedTuple):
 class Native:
     """The library, opened: its ops for tensors on the CPU. One call runs at a time, on all of its threads.
 
+    It has one owner, which is done with the logits of a step before it asks for those of the next.
     `passed_over`: why a higher instruction set that this processor has, and that was allowed, is not used.
     """
 
@@ -128,7 +134,7 @@ class Native:
     def logits(self, x: Tensor, head: Weight, *, limit: float | None = None) -> Tensor:
         """`linear` in float32, never rounded on the way; with a limit, capped by it. The next call writes over it.
 
-        In memory that is kept: new memory costs 13 ms a step for 64 rows of 151,936, 54 ms for 256 (docs/log.md).
+        In memory that is kept: new memory cost 13 ms a step for 64 rows of 151,936, 54 ms for 256 (docs/log.md).
         """
         rows, vocab = x.shape[0], head.shape[0]
         if self._kept_logits.numel() < rows * vocab:

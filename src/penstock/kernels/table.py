@@ -102,7 +102,7 @@ class Layers(Protocol):
 
 
 class Binary(Protocol):
-    """Two tensors of one shape to one."""
+    """Two tensors of one shape, or one and a scalar, to one."""
 
     def __call__(self, x: Tensor, y: Tensor) -> Tensor: ...
 

@@ -126,9 +126,10 @@ def _check_demands(config: Config, family: Family) -> None:
 
 
 def _windows(config: Config, family: Family, *, layers: int, context_tokens: int) -> tuple[int | None, ...]:
-    """The window of each layer; empty where none has one that is shorter than the context.
+    """The window of each layer; empty where none has one that changes anything.
 
-    As transformers reads it: `layer_types` comes before what else says which layers have one.
+    As transformers reads it: `layer_types` comes before what else says which layers have one. A window that reaches
+    over the whole context changes something where it says which rotary base a layer has.
     """
     rule = family.windows
     size = config.get("sliding_window", rule.default) if rule is not None else None
@@ -145,6 +146,8 @@ def _windows(config: Config, family: Family, *, layers: int, context_tokens: int
     if not isinstance(kinds, list) or len(kinds) != layers or any(kind not in allowed for kind in kinds):
         found = str(kinds)[:200]
         raise ModelError(f"config.json has layer_types = {found}; it must be a list of {layers} {_either(allowed)}")
+    if size is None and rule is not None and rule.theta is not None and config.get("layer_types") != [FULL] * layers:
+        raise ModelError("config.json: sliding_window is None, and so nothing says how far its sliding layers see")
     if size is None or SLIDING not in kinds:
         return ()
     window = _size("sliding_window", size)

@@ -234,7 +234,7 @@ GEMMA2 = Family(
         "hidden_act": ("gelu_pytorch_tanh",),
         "use_bidirectional_attention": (None, False),
     },
-    harmless=frozenset({"cache_implementation"}),
+    harmless=frozenset({"cache_implementation", "sliding_window_size"}),  # the latter of the 9B, which nobody reads
     windows=Windows(4096, every=2),
     amounts={
         "query_scalar": Amount("query_pre_attn_scalar", 256.0),
@@ -248,11 +248,11 @@ GEMMA3 = replace(
     architecture="Gemma3ForCausalLM",
     model_type="gemma3_text",
     fixed={**GEMMA2.fixed, "qk_norm": True},
+    demands={**GEMMA2.demands, "attn_logit_softcapping": (None,)},
     names=replace(GEMMA_NAMES, q_norm="self_attn.q_norm", k_norm="self_attn.k_norm"),
     windows=Windows(4096, every=6, every_key="sliding_window_pattern", theta=("rope_local_base_freq", 10000.0)),
     amounts={
         "query_scalar": Amount("query_pre_attn_scalar", 256.0),
-        "score_cap": Amount("attn_logit_softcapping", None),
         "logit_cap": Amount("final_logit_softcapping", None),
     },
     theta=1000000.0,
