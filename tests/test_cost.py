@@ -8,7 +8,7 @@ from dataclasses import replace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from penstock.cost import Cost, job_cost, layer_elements, least_s, step_cost, token_elements
+from penstock.cost import Cost, job_cost, least_s, step_cost, token_elements
 from penstock.outlines import Outline
 from penstock.prefix import common_length
 from penstock.request import SamplingParams
@@ -34,8 +34,8 @@ def cost(*chunks: Chunk, element_bytes: int = 2) -> Cost:
 
 
 def test_the_matrices_of_a_layer() -> None:
-    assert layer_elements(SPEC) == LAYER == 576
-    assert layer_elements(replace(SPEC, mlp="gelu_tanh")) == 192 + 2 * 8 * 16
+    assert SPEC.layer_elements == LAYER == 576
+    assert replace(SPEC, mlp="gelu_tanh").layer_elements == 192 + 2 * 8 * 16
 
 
 def test_a_prompt_attends_to_itself_and_samples_once() -> None:

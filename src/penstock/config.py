@@ -302,10 +302,8 @@ def _auto_budget(device: str, sequences: int, knee: Knee | None) -> tuple[int, s
 
 def weight_bytes(spec: DecoderSpec, element_bytes: int) -> int:
     """About what the weights of a model take (norms and biases left out)."""
-    attention = spec.hidden * spec.head_dim * (2 * spec.heads + 2 * spec.kv_heads)
-    mlp = spec.mlp_elements
     tables = spec.vocab * spec.hidden * (1 if spec.tied else 2)
-    return (spec.layers * (attention + mlp) + tables) * element_bytes
+    return (spec.layers * spec.layer_elements + tables) * element_bytes
 
 
 def _auto_kv(machine: Machine, *, spec: DecoderSpec, device: str, dtype: str, sequences: int) -> tuple[int, str]:

@@ -105,7 +105,7 @@ def _seen_within(window: int, rows: Iterable[Outline], tokens: int) -> _Seen:
 
 def _cost(spec: DecoderSpec, counts: _Counts, element_bytes: int) -> Cost:
     matrices, head = token_elements(spec), spec.vocab * spec.hidden
-    rest = spec.layers * layer_elements(spec) - matrices
+    rest = spec.layers * spec.layer_elements - matrices
     products = counts.tokens * matrices + counts.wanted * rest + counts.drawn * head
     elements = counts.reads * matrices + counts.last_reads * (rest + head)
     [group] = spec.kv_groups  # all layers keep all positions, whatever they see of them
@@ -120,13 +120,7 @@ def _cost(spec: DecoderSpec, counts: _Counts, element_bytes: int) -> Cost:
 def token_elements(spec: DecoderSpec) -> int:
     """Elements of the matrices that every token is multiplied with: of the last layer, those of its keys and values."""
     kept = spec.hidden * spec.head_dim * 2 * spec.kv_heads
-    return (spec.layers - 1) * layer_elements(spec) + kept
-
-
-def layer_elements(spec: DecoderSpec) -> int:
-    """Elements of the matrices of one layer (norms and biases left out)."""
-    attention = spec.hidden * spec.head_dim * (2 * spec.heads + 2 * spec.kv_heads)
-    return attention + spec.mlp_elements
+    return (spec.layers - 1) * spec.layer_elements + kept
 
 
 def least_s(cost: Cost, *, flops_per_s: float, bytes_per_s: float) -> float:

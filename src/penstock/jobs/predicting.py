@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from penstock.cost import layer_elements
 from penstock.disturbance import describe_disturbance
 from penstock.forecast import forecast, limits_of_run
 from penstock.jobs.loading import Loaded
@@ -76,4 +75,4 @@ def _is_long(plan: PlanFile, spec: DecoderSpec) -> bool:
     """Whether the products alone take long on a small machine."""
     totals = plan.totals()
     tokens = totals.distinct_tokens + totals.expected_tokens
-    return 2.0 * spec.layers * layer_elements(spec) * tokens > LONG_S * SLOW_FLOPS_PER_S
+    return 2.0 * spec.layers * spec.layer_elements * tokens > LONG_S * SLOW_FLOPS_PER_S

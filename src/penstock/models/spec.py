@@ -90,9 +90,10 @@ class DecoderSpec:
         return self.mlp != "gelu_tanh"
 
     @property
-    def mlp_elements(self) -> int:
-        """Elements of the matrices of one MLP."""
-        return self.hidden * self.mlp_width * (3 if self.has_gate else 2)
+    def layer_elements(self) -> int:
+        """Elements of the matrices of one layer (norms and biases left out)."""
+        attention = self.hidden * self.head_dim * (2 * self.heads + 2 * self.kv_heads)
+        return attention + self.hidden * self.mlp_width * (3 if self.has_gate else 2)
 
     @property
     def kv_groups(self) -> tuple[KVGroup, ...]:

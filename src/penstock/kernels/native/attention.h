@@ -193,7 +193,7 @@ void multiply_panel(const Tile& tile, const typename Unit::Number* left, const t
 
 PENSTOCK_INLINE Vec score_of(const Attention& a, Vec product) {
     const Vec score = product * a.scale;
-    return a.cap > 0.0F ? tanh(score / a.cap) * a.cap : score;
+    return a.cap > 0.0F ? capped(score, a.cap) : score;
 }
 
 // A row's scores to weights, from empty: e to the distance from the highest. What it does not see weighs nothing.

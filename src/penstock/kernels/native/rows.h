@@ -11,9 +11,9 @@
 namespace penstock {
 namespace {
 
-// PLUS_ONE: the scale is 1 + `scale`, and what is normed is not rounded before it is multiplied by that.
-template <bool PLUS_ONE = false, class T>
-void rms_norm(const T* x, const T* scale, T* out, int64_t width, float eps) {
+// `plus_one`: the scale is 1 + `scale`, and what is normed is not rounded before it is multiplied by that.
+template <class T>
+void rms_norm(const T* x, const T* scale, T* out, int64_t width, float eps, bool plus_one) {
     Vec squares{};
     for (int64_t i = 0; i < width; i += LANES) {
         const Vec v = load_some(x + i, width - i);
@@ -22,7 +22,7 @@ void rms_norm(const T* x, const T* scale, T* out, int64_t width, float eps) {
     const float inverse = 1.0F / std::sqrt(total(squares) / static_cast<float>(width) + eps);
     for (int64_t i = 0; i < width; i += LANES) {
         const Vec normed = load_some(x + i, width - i) * inverse, by = load_some(scale + i, width - i);
-        store_some(out + i, PLUS_ONE ? normed * (by + 1.0F) : rounded<T>(normed) * by, width - i);
+        store_some(out + i, plus_one ? normed * (by + 1.0F) : rounded<T>(normed) * by, width - i);
     }
 }
 
@@ -93,8 +93,7 @@ const T* prepare_row(const Product& p, int64_t row, T* buffer) {
     const T* x = static_cast<const T*>(p.x) + row * p.x_stride;
     const T *scale = static_cast<const T*>(p.scale), *shift = static_cast<const T*>(p.shift);
     if (p.prepare == AS_IS) return x;
-    if (p.prepare == RMS_NORM && p.plus_one) rms_norm<true>(x, scale, buffer, p.k, p.eps);
-    if (p.prepare == RMS_NORM && !p.plus_one) rms_norm(x, scale, buffer, p.k, p.eps);
+    if (p.prepare == RMS_NORM) rms_norm(x, scale, buffer, p.k, p.eps, p.plus_one);
     if (p.prepare == LAYER_NORM) layer_norm(x, scale, shift, buffer, p.k, p.eps);
     if (p.prepare == SWIGLU) swiglu(x, buffer, p.k);
     if (p.prepare == GELU_TANH) gelu_tanh(x, buffer, p.k);
@@ -136,7 +135,7 @@ inline void cap_all(Context& context, float* x, int64_t count, float limit) {
     constexpr int64_t AT_ONCE = 1 << 12;
     context.pool.each(ceil_div(count, AT_ONCE), [&](int64_t task) {
         for (int64_t i = task * AT_ONCE; i < at_most(count, (task + 1) * AT_ONCE); i += LANES)
-            store_some(x + i, tanh(load_some(x + i, count - i) / limit) * limit, count - i);
+            store_some(x + i, capped(load_some(x + i, count - i), limit), count - i);
     });
 }
 
@@ -146,8 +145,7 @@ void place_row(const Heads& h, int64_t row) {
     for (int64_t i = 0; i < h.heads + h.kv_heads; ++i) {
         T* x = heads + i * h.width;
         const T* scale = static_cast<const T*>(i < h.heads ? h.q_scale : h.k_scale);
-        if (scale && h.plus_one) rms_norm<true>(x, scale, x, h.width, h.eps);
-        if (scale && !h.plus_one) rms_norm(x, scale, x, h.width, h.eps);
+        if (scale) rms_norm(x, scale, x, h.width, h.eps, h.plus_one);
         if (h.cosine) rotate(x, h.cosine + row * (h.width / 2), h.sine + row * (h.width / 2), h.width);
     }
     const T *keys = heads + h.heads * h.width, *values = keys + h.kv_heads * h.width;

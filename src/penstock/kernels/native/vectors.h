@@ -212,6 +212,8 @@ PENSTOCK_INLINE Vec sigmoid(Vec x) { return 1.0F / (exp(-x) + 1.0F); }
 // As in exact.py.
 PENSTOCK_INLINE Vec tanh(Vec x) { return sigmoid(x * 2.0F) * 2.0F - 1.0F; }
 
+PENSTOCK_INLINE Vec capped(Vec x, float limit) { return tanh(x / limit) * limit; }
+
 PENSTOCK_INLINE float widen(float x) { return x; }
 
 PENSTOCK_INLINE float widen(uint16_t x) {
