@@ -14,7 +14,7 @@
 //   lay_out(...)           float32 panels to left operand
 //   lay_out_queries(...)   a tile's queries from panels, and
 //   attend(...)            a segment: `attend_segment`, or another way to the same numbers
-//   panel_size(k)          Numbers that `k` rows of a panel take as its right operand
+//   right_size(k)          Numbers for right operands: of heads `k` wide, or `k` keys, whichever is more
 //   pack_keys, pack_values a panel of a segment to a right operand, which stays in the first-level cache until it is
 //                          multiplied; on the way what comes next is fetched
 //   multiply(...)          left operand times one panel
@@ -67,9 +67,14 @@ struct Segment {
         for (int64_t at = 0; at < a.width; at += 64 / static_cast<int64_t>(sizeof(T)))
             __builtin_prefetch(row(cache, i) + at, 0, 2);
     }
+    // And of its value.
+    PENSTOCK_INLINE void fetch_rows(int64_t i) const {
+        fetch_row(a.keys, i);
+        fetch_row(a.values, i);
+    }
     // The cache line of its number `at`.
     PENSTOCK_INLINE void fetch_line(const void* cache, int64_t i, int64_t at) const {
-        if (has(i)) __builtin_prefetch(row(cache, i) + at, 0, 2);
+        if (has(i) && at < a.width) __builtin_prefetch(row(cache, i) + at, 0, 2);
     }
     // A panel's part of it.
     PENSTOCK_INLINE void fetch(const void* cache, int64_t i, int64_t panel) const {
@@ -158,7 +163,7 @@ struct Space {
     static int64_t width(const Attention& a) { return ceil_div(a.width, PANEL) * PANEL; }
     static int64_t bytes(const Attention& a) {
         const int64_t numbers = Unit::size(padded(a), width(a)) + Unit::size(padded(a), SEGMENT) +
-                                Unit::panel_size(std::max(width(a), SEGMENT));
+                                Unit::right_size(std::max(width(a), SEGMENT));
         return padded(a) * (3 * width(a) + SEGMENT + 4) * 4 + numbers * static_cast<int64_t>(sizeof(Number));
     }
     Space(const Attention& a, float* memory) {
@@ -239,6 +244,17 @@ void merge_row(const Tile& tile, Space<Unit>& space, int64_t r, bool first) {
     space.highest[r] = peak;
 }
 
+template <class Unit>
+void weigh_rows(const Tile& tile, Space<Unit>& space, int64_t start, int64_t count) {
+    for (int64_t r = 0; r < tile.height; ++r) weigh_row(tile, space, r, start, ceil_div(count, PANEL));
+}
+
+template <class Unit>
+void merge_rows(const Tile& tile, Space<Unit>& space, int64_t start, int64_t count) {
+    for (int64_t r = 0; r < tile.height; ++r)
+        if (tile.sees(r, start, start + count)) merge_row(tile, space, r, tile.lowest(r) / SEGMENT * SEGMENT == start);
+}
+
 template <class Unit, class T>
 void attend_segment(
     const Tile& tile, Space<Unit>& space, int64_t start, const Segment<T>& segment, const Segment<T>& next) {
@@ -248,15 +264,13 @@ void attend_segment(
         Unit::pack_keys(segment, panel, space.right);
         multiply_panel<Unit>(tile, space.queries, space.right, space.scores, panel, a.width);
     }
-    for (int64_t r = 0; r < tile.height; ++r) weigh_row(tile, space, r, start, key_panels);
+    weigh_rows(tile, space, start, segment.count);
     Unit::lay_out(space.scores, tile.padded, tile.height, segment.count, space.weights);
     for (int64_t panel = 0; panel < width_panels; ++panel) {
         Unit::pack_values(segment, next, panel, space.right);
         multiply_panel<Unit>(tile, space.weights, space.right, space.partial, panel, segment.count);
     }
-    for (int64_t r = 0; r < tile.height; ++r)
-        if (tile.sees(r, start, start + segment.count))
-            merge_row(tile, space, r, tile.lowest(r) / SEGMENT * SEGMENT == start);
+    merge_rows(tile, space, start, segment.count);
 }
 
 // A row's state as it was kept.

@@ -1,5 +1,10 @@
 // Attention in AMX tiles, for a cache of bfloat16. Queries are what they are in bfloat16; weights are rounded to it.
+//
+// Keys are the rows of the product that gives the scores: tiles load them as they lie in the cache, and its result is
+// [key][query]. Where a tile has many queries it stays so, and weights are found with a query in every lane; few are
+// turned to rows.
 #include "attention_all.h"
+#include "attention_lanes.h"
 #include "attention_pairs.h"
 #include "kernels_amx.h"
 #include "tiles.h"
@@ -7,40 +12,178 @@
 namespace penstock {
 namespace {
 
+// 16 keys of a segment as a tile loads them: `down` bytes apart.
+struct KeyRows {
+    const uint16_t* first;
+    int64_t down;
+};
+
+// Whole rows where they lie, or, where some are not there or not a multiple of STEP wide, a copy [16][steps][STEP] with zeros.
+KeyRows key_rows(const Segment<uint16_t>& segment, int64_t key, uint16_t* copy) {
+    const int64_t width = segment.a.width, steps = ceil_div(width, STEP);
+    if (width % STEP == 0 && segment.has(key) && segment.has(key + 15) &&
+        segment.place[key + 15] - segment.place[key] == 15 * width)
+        return {segment.row(segment.a.keys, key), width * 2};
+    for (int64_t r = 0; r < 16; ++r)
+        for (int64_t step = 0; step < steps; ++step)
+            store(reinterpret_cast<float*>(copy + (r * steps + step) * STEP),
+                  PairPanels::load_pairs_some(segment, key + r, step * STEP));
+    return {copy, steps * STEP * 2};
+}
+
+// sums [32][PANEL] = 32 keys times a panel of queries. FEW: no more than 16 queries are wanted, so half of each row.
+template <bool FEW>
+void multiply_keys(const KeyRows& low, const KeyRows& high, const uint16_t* queries, float* sums, int64_t steps) {
+    clear_sums<false>();
+    for (int64_t step = 0; step < steps; ++step, queries += BLOCK_STEP) {
+        _tile_loadd(4, low.first + step * STEP, low.down);
+        _tile_loadd(6, queries, 64);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_loadd(5, high.first + step * STEP, high.down);
+        _tile_dpbf16ps(2, 5, 6);
+        if (FEW) continue;
+        _tile_loadd(7, queries + TILE, 64);
+        _tile_dpbf16ps(1, 4, 7);
+        _tile_dpbf16ps(3, 5, 7);
+    }
+    save_sums<false>(sums);
+}
+
+// 16 rows of 32 numbers, row(r), to a tile in which a line holds a pair of each.
+template <class Row>
+PENSTOCK_INLINE void turn_pairs(uint16_t* tile, Row&& row) {
+    Vec square[16];
+#pragma GCC unroll 16
+    for (int64_t r = 0; r < 16; ++r) square[r] = row(r);
+    turn(square);
+#pragma GCC unroll 16
+    for (int64_t j = 0; j < 16; ++j) store(reinterpret_cast<float*>(tile + j * 32), square[j]);
+}
+
 struct TileUnit : PairPanels {
     static constexpr int64_t ROWS = BLOCK;
     static void begin() { configure_tiles(); }
     static void end() { _tile_release(); }
     static int64_t height(int64_t) { return BLOCK; }
     static int64_t size(int64_t rows, int64_t k) { return ceil_div(rows, BLOCK) * ceil_div(k, STEP) * BLOCK_STEP; }
+    static int64_t right_size(int64_t width) { return ceil_div(width, PANEL) * PairPanels::right_size(SEGMENT); }
 
-    // To [step][half][16 rows][32] for each block. Rows that are not there keep what they hold: their sums are not used.
-    static void lay_out(const float* panels, int64_t padded, int64_t rows, int64_t k, uint16_t* left) {
-        const int64_t steps = ceil_div(k, STEP);
-        for (int64_t step = 0; step < steps; ++step)
-            for (int64_t r = 0; r < rows; ++r) {
-                const float* from = panels + (step * padded + r) * PANEL;
-                uint16_t* to = left + (r / BLOCK * steps + step) * BLOCK_STEP + r % BLOCK / 16 * TILE + r % 16 * STEP;
-                store(to, load(from));
-                store(to + 16, load(from + 16));
-            }
+    // Queries are columns: panels of 32 as packing.h has them. Those that are not there are zeros.
+    static void lay_out_queries(const Tile& tile, const float* panels, uint16_t* right) {
+        const int64_t steps = ceil_div(tile.a.width, STEP);
+        for (int64_t row = 0; row < tile.height; row += 16)
+            for (int64_t step = 0; step < steps; ++step)
+                turn_pairs(right + (row / PANEL * steps + step) * BLOCK_STEP + row % PANEL / 16 * TILE, [&](int64_t r) {
+                    return row + r < tile.height ? rounded_pairs(panels + tile.at(row + r, step * STEP)) : Vec{};
+                });
     }
 
-    static void lay_out_queries(const Tile& tile, const float* panels, uint16_t* left) {
-        lay_out(panels, tile.padded, tile.height, tile.a.width, left);
+    // 32 numbers in bfloat16.
+    static PENSTOCK_INLINE Vec rounded_pairs(const float* from) {
+        uint16_t line[32];
+        store(line, load(from));
+        store(line + 16, load(from + 16));
+        return load(reinterpret_cast<const float*>(line));
     }
 
     static void attend(const Tile& tile, Space<TileUnit>& space, int64_t start, const Segment<uint16_t>& segment,
                        const Segment<uint16_t>& next) {
-        attend_segment(tile, space, start, segment, next);
+        const bool lanes = in_lanes(tile);
+        if (lanes) {
+            score_keys(tile, space, segment);
+            weigh_in_lanes<TileUnit>(tile, space, start, segment.count);
+            turn_weights(tile, segment.count, space.scores, space.weights);
+        } else {
+            score_rows(tile, space, segment);
+            weigh_rows<TileUnit>(tile, space, start, segment.count);
+            lay_out_weights(tile, segment.count, space.scores, space.weights);
+        }
+        pack_all_values(segment, next, space.right);
+        for (int64_t panel = 0; panel < ceil_div(tile.a.width, PANEL); ++panel) {
+            const uint16_t* right = space.right + panel * PairPanels::right_size(SEGMENT);
+            multiply_panel<TileUnit>(tile, space.weights, right, space.partial, panel, segment.count);
+        }
+        lanes ? merge_in_lanes(tile, space, start, segment.count) : merge_rows(tile, space, start, segment.count);
+    }
+
+    // Calls body(key, low, high) for every 32 keys.
+    template <class Body>
+    static void each_keys(const Segment<uint16_t>& segment, uint16_t* copy, Body&& body) {
+        const int64_t copied = 16 * ceil_div(segment.a.width, STEP) * STEP;
+        for (int64_t key = 0; key < segment.count; key += BLOCK)
+            body(key, key_rows(segment, key, copy), key_rows(segment, key + 16, copy + copied));
+    }
+
+    // scores [panel of queries][SEGMENT][PANEL]
+    static void score_keys(const Tile& tile, Space<TileUnit>& space, const Segment<uint16_t>& segment) {
+        const int64_t steps = ceil_div(tile.a.width, STEP);
+        each_keys(segment, space.right, [&](int64_t key, const KeyRows& low, const KeyRows& high) {
+            for (int64_t row = 0; row < tile.height; row += PANEL) {
+                const auto kernel = tile.height - row <= 16 ? multiply_keys<true> : multiply_keys<false>;
+                float* sums = space.scores + (row / PANEL * SEGMENT + key) * PANEL;
+                kernel(low, high, space.queries + row / PANEL * steps * BLOCK_STEP, sums, steps);
+            }
+        });
+    }
+
+    // scores as rows, for up to 16 of them
+    static void score_rows(const Tile& tile, Space<TileUnit>& space, const Segment<uint16_t>& segment) {
+        float* sums = space.partial;  // [32][PANEL], until they are turned
+        each_keys(segment, space.right, [&](int64_t key, const KeyRows& low, const KeyRows& high) {
+            multiply_keys<true>(low, high, space.queries, sums, ceil_div(tile.a.width, STEP));
+            for (int64_t half = 0; half < BLOCK; half += 16)
+                turn_square(space.scores + tile.at(0, key + half), tile.height,
+                            [&](int64_t j) { return load(sums + (half + j) * PANEL); });
+        });
+    }
+
+    // All values of a segment, [panel][pairs of keys][2 tiles]; what comes `next` is fetched.
+    static void pack_all_values(const Segment<uint16_t>& segment, const Segment<uint16_t>& next, uint16_t* right) {
+        const __m512i low = neighbours(0), high = neighbours(16);
+        for (int64_t key = 0; key < ceil_div(segment.count, STEP) * STEP; key += 2) {
+            uint16_t* line = right + key / STEP * BLOCK_STEP + key % STEP / 2 * 32;
+            next.fetch_rows(key);
+            next.fetch_rows(key + 1);
+            for (int64_t i = 0; i < segment.a.width; i += PANEL, line += PairPanels::right_size(SEGMENT)) {
+                const __m512i first = values(segment, key, i), second = values(segment, key + 1, i);
+                _mm512_storeu_si512(line, _mm512_permutex2var_epi16(first, low, second));
+                _mm512_storeu_si512(line + TILE, _mm512_permutex2var_epi16(first, high, second));
+            }
+        }
+    }
+
+    // Weights [panel of queries][SEGMENT][PANEL] to left operand.
+    static void turn_weights(const Tile& tile, int64_t count, const float* weights, uint16_t* left) {
+        const int64_t steps = ceil_div(count, STEP);
+        for (int64_t row = 0; row < tile.height; row += 16)
+            for (int64_t step = 0; step < steps; ++step) {
+                const float* from = weights + (row / PANEL * SEGMENT + step * STEP) * PANEL + row % PANEL;
+                turn_pairs(left + (row / BLOCK * steps + step) * BLOCK_STEP + row % BLOCK / 16 * TILE, [&](int64_t j) {
+                    const int64_t key = step * STEP + 2 * j;
+                    const BitVec first = key < count ? (BitVec)load(from + 2 * j * PANEL) : BitVec{};
+                    const BitVec second = key + 1 < count ? (BitVec)load(from + (2 * j + 1) * PANEL) : BitVec{};
+                    return (Vec)((first >> 16) | (second & 0xffff0000U));
+                });
+            }
+    }
+
+    // The same of weights in rows. Rows that are not there keep what they hold: their sums are not used.
+    static void lay_out_weights(const Tile& tile, int64_t count, const float* panels, uint16_t* left) {
+        for (int64_t step = 0; step < ceil_div(count, STEP); ++step)
+            for (int64_t r = 0; r < tile.height; ++r) {
+                const float* from = panels + tile.at(r, step * STEP);
+                uint16_t* to = left + step * BLOCK_STEP + r * STEP;
+                store(to, load(from));
+                store(to + 16, load(from + 16));
+            }
     }
 
     static void multiply(
         const uint16_t* left, int64_t row, int64_t rows, const uint16_t* panel, float* out, int64_t k) {
         const int64_t steps = ceil_div(k, STEP);
         const uint16_t* x = left + row / BLOCK * steps * BLOCK_STEP;
-        const auto kernel = rows - row <= 16 ? penstock::multiply<true, 0> : penstock::multiply<false, 0>;
-        kernel(x, panel, out, steps, true, nullptr);
+        const auto kernel = rows - row <= 16 ? penstock::multiply<true> : penstock::multiply<false>;
+        kernel(x, panel, out, steps);
     }
 };
 

@@ -65,15 +65,6 @@ struct WideSide {
     };
 };
 
-// Calls body(first, height) for blocks of rows, all as high as each other, give or take a row.
-template <class Body>
-PENSTOCK_INLINE void each_block(int64_t rows, Body&& body) {
-    for (int64_t first = 0, height; first < rows; first += height) {
-        height = block_rows(rows - first);
-        body(first, height);
-    }
-}
-
 PENSTOCK_INLINE IntVec load_numbers(const int32_t* from) {
     IntVec v;
     std::memcpy(&v, from, sizeof v);
@@ -199,6 +190,24 @@ void merge_lanes(const Tile& tile, Space& space, const Lanes& lanes, int64_t row
     }
 }
 
+template <class Unit, class Space>
+void weigh_in_lanes(const Tile& tile, Space& space, int64_t start, int64_t count) {
+    for (int64_t row = 0; row < tile.height; row += PANEL) {
+        const Lanes lanes(tile, row);
+        const bool all = lanes.all_see(start, start + count);
+        for (int lane = 0; lane < PANEL; lane += LANES)
+            (all ? weigh_lanes<Unit, true> : weigh_lanes<Unit, false>)(
+                tile.a, lanes, lane, start, count, space.scores + row * SEGMENT, space.partial_highest + row,
+                space.partial_total + row);
+    }
+}
+
+template <class Space>
+void merge_in_lanes(const Tile& tile, Space& space, int64_t start, int64_t count) {
+    for (int64_t row = 0; row < tile.height; row += PANEL)
+        merge_lanes(tile, space, Lanes(tile, row), row, start, count);
+}
+
 // As `attend_segment`, for a tile of many queries whose heads are not wider than WIDEST.
 template <class Unit, class Space, class T>
 void attend_lanes(const Tile& tile, Space& space, int64_t start, const Segment<T>& segment, const Segment<T>& next) {
@@ -207,15 +216,8 @@ void attend_lanes(const Tile& tile, Space& space, int64_t start, const Segment<T
     const int64_t count = segment.count;
     score_keys<Side>(tile, segment, reinterpret_cast<const Left*>(space.queries), reinterpret_cast<Left*>(space.right),
                      space.scores);
-    for (int64_t row = 0; row < tile.height; row += PANEL) {
-        const Lanes lanes(tile, row);
-        const bool all = lanes.all_see(start, start + count);
-        float* scores = space.scores + row * SEGMENT;
-        for (int lane = 0; lane < PANEL; lane += LANES)
-            (all ? weigh_lanes<Unit, true> : weigh_lanes<Unit, false>)(
-                tile.a, lanes, lane, start, count, scores, space.partial_highest + row, space.partial_total + row);
-        Side::keep_weights(scores, count);
-    }
+    weigh_in_lanes<Unit>(tile, space, start, count);
+    for (int64_t row = 0; row < tile.height; row += PANEL) Side::keep_weights(space.scores + row * SEGMENT, count);
     for (int64_t panel = 0; panel < ceil_div(tile.a.width, PANEL); ++panel) {
         Unit::pack_values(segment, next, panel, space.right);
         for (int64_t row = 0; row < tile.height; row += PANEL)
@@ -227,8 +229,7 @@ void attend_lanes(const Tile& tile, Space& space, int64_t start, const Segment<T
                                                                           nothing_of(space.right));
             });
     }
-    for (int64_t row = 0; row < tile.height; row += PANEL)
-        merge_lanes(tile, space, Lanes(tile, row), row, start, count);
+    merge_in_lanes(tile, space, start, count);
 }
 
 // The tiles that go this way; others are laid out as attention.h says.

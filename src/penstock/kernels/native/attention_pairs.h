@@ -14,7 +14,7 @@ constexpr int64_t PANEL_STEP = 2 * TILE;  // elements of a panel at one step alo
 // What units share whose operands are pairs of neighbours along K.
 struct PairPanels {
     using Number = uint16_t;
-    static int64_t panel_size(int64_t k) { return ceil_div(k, STEP) * PANEL_STEP; }
+    static int64_t right_size(int64_t k) { return ceil_div(k, STEP) * PANEL_STEP; }
     // The sum of the weights is that of the weights as they are multiplied.
     static Vec weight(Vec v) { return rounded<uint16_t>(v); }
 
@@ -38,10 +38,8 @@ struct PairPanels {
     }
 
     static PENSTOCK_INLINE Vec load_pairs_some(const Segment<uint16_t>& segment, int64_t key, int64_t i) {
-        const int64_t left = segment.a.width - i;
-        const __mmask32 there = !segment.has(key) ? 0 : left >= 32 ? ~0U : (1U << left) - 1;
-        const uint16_t* from = !segment.has(key) ? nullptr : segment.row(segment.a.keys, key) + i;
-        return (Vec)_mm512_maskz_loadu_epi16(there, from);
+        if (!segment.has(key)) return Vec{};  // an empty mask would do, but a load that hides a fault takes 500 cycles
+        return (Vec)load_32(segment.row(segment.a.keys, key) + i, segment.a.width - i);
     }
 
     // A row of a tile is two keys' values side by side, for 16 positions along the width; two tiles make a panel.
@@ -72,9 +70,12 @@ struct PairPanels {
     // 32 of a position's values; zeros behind the width, and for a position that is not there.
     static PENSTOCK_INLINE __m512i values(const Segment<uint16_t>& segment, int64_t key, int64_t i) {
         if (!segment.has(key)) return _mm512_setzero_si512();
-        const int64_t left = segment.a.width - i;
-        const __mmask32 there = left >= 32 ? ~0U : (1U << left) - 1;
-        return _mm512_maskz_loadu_epi16(there, segment.row(segment.a.values, key) + i);
+        return load_32(segment.row(segment.a.values, key) + i, segment.a.width - i);
+    }
+
+    // The first `left` of 32 numbers, zeros behind them.
+    static PENSTOCK_INLINE __m512i load_32(const uint16_t* from, int64_t left) {
+        return _mm512_maskz_loadu_epi16(left >= 32 ? ~0U : (1U << left) - 1, from);
     }
 };
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "attention_all.h"
+#include "attention_few.h"
 #include "attention_lanes.h"
 #include "gemm_vector.h"
 
@@ -16,7 +17,7 @@ struct VectorUnit {
     static void end() {}
     static int64_t height(int64_t left) { return block_rows(left); }
     static int64_t size(int64_t rows, int64_t k) { return ceil_div(rows, MAX_ROWS) * MAX_ROWS * k; }
-    static int64_t panel_size(int64_t k) { return std::max<int64_t>(k * PANEL, MAX_ROWS * key_stride<Side>()); }
+    static int64_t right_size(int64_t k) { return std::max<int64_t>(k * PANEL, MAX_ROWS * key_stride<Side>()); }
     static Vec weight(Vec v) { return v; }
 
     // To [k][block rows] for each block.
@@ -39,29 +40,7 @@ struct VectorUnit {
     static void attend(const Tile& tile, Space<VectorUnit>& space, int64_t start, const Segment<T>& segment,
                        const Segment<T>& next) {
         if (in_lanes(tile)) return attend_lanes<VectorUnit>(tile, space, start, segment, next);
-        attend_segment(tile, space, start, segment, next);
-    }
-
-    // Keys are the columns: LANES of them at a time are turned, a vector of the head's width at a time. On the way their
-    // values are fetched, a line of each at a time: all at once would wait for the memory.
-    template <class T>
-    static void pack_keys(const Segment<T>& segment, int64_t panel, float* right) {
-        constexpr int64_t LINE = 64 / sizeof(T);
-        for (int64_t column = 0; column < PANEL; column += LANES) {
-            const int64_t key = panel * PANEL + column, width = segment.a.width;
-            const bool all = segment.has(key) && segment.has(key + LANES - 1);
-            const int64_t whole = all ? width / LANES * LANES : 0;
-            const T* rows[LANES];
-            for (int64_t j = 0; j < LANES; ++j) rows[j] = segment.row(segment.a.keys, all ? key + j : 0);
-            for (int64_t i = 0; i < width; i += LANES) {
-                for (int64_t j = 0; j < LANES && i % LINE == 0; ++j) segment.fetch_line(segment.a.values, key + j, i);
-                if (i < whole)
-                    turn_square(right + i * PANEL + column, LANES, [&](int64_t j) { return load(rows[j] + i); });
-                else
-                    turn_square(right + i * PANEL + column, width - i,
-                                [&](int64_t j) { return segment.load(segment.a.keys, key + j, i); });
-            }
-        }
+        attend_few(tile, space, start, segment, next);
     }
 
     template <class T>
@@ -79,10 +58,6 @@ struct VectorUnit {
                     store(to + i, segment.load(segment.a.values, key, first + i));
             }
         }
-    }
-
-    static void multiply(const float* left, int64_t row, int64_t rows, const float* panel, float* out, int64_t k) {
-        multiply_block<WideUnit<float>>(block_rows(rows - row), left + row * k, panel, out, k, true, nothing_of(panel));
     }
 };
 

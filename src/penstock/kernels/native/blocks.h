@@ -29,6 +29,15 @@ constexpr int64_t AHEAD_BYTES = 8192;           // how far ahead a panel is fetc
 // How many rows the next block has where `left` are to go: all blocks are as high as each other, give or take a row.
 PENSTOCK_INLINE int64_t block_rows(int64_t left) { return ceil_div(left, ceil_div(left, MAX_ROWS)); }
 
+// Calls body(first, height) for blocks of rows, all as high as each other, give or take a row.
+template <class Body>
+PENSTOCK_INLINE void each_block(int64_t rows, Body&& body) {
+    for (int64_t first = 0, height; first < rows; first += height) {
+        height = block_rows(rows - first);
+        body(first, height);
+    }
+}
+
 // The blocks that rows are cut in: the higher ones first.
 struct Blocks {
     int64_t rows, count;

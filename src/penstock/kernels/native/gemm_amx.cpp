@@ -1,8 +1,10 @@
 // bfloat16 products in AMX tiles: 16 x 32 times 32 x 16, summed in float32.
 //
 // A block of the result is 32 rows x 32 columns in four tiles. A row's sums run over K in steps of 32 from 0, whatever
-// the number of rows: rows that are not there are zeros. The sums leave and enter the tiles as whole float32 numbers,
-// so how K is cut for the caches changes nothing.
+// the number of rows: rows that are not there are zeros. They stay in their tiles for all of K: to cut K, so that a part
+// of the panel stays in the first-level cache, costs more than it saves (docs/log.md, 2026-11-29). The second-level cache
+// holds a chunk of rows and the panel; what comes next is left to the processor's own prefetching, for lines that are
+// asked for beside the arithmetic take the same few buffers that feed it.
 #include "chunks.h"
 #include "finish.h"
 #include "kernels_amx.h"
@@ -14,7 +16,6 @@ namespace penstock {
 namespace {
 
 constexpr int64_t CACHED_BYTES = 1 << 20;  // of laid-out rows; processors with AMX have 2 MiB a core
-constexpr int64_t STEPS_AT_ONCE = 16;  // of K: 32 KiB of a panel, which then stays in the first-level cache
 
 // Lays a row of x out in its block [step][half][16 rows][32]: in x itself the rows of a tile are k apart, often a power
 // of two, and would fall on the same few sets of the first-level cache.
@@ -34,51 +35,18 @@ void lay_out(const uint16_t* x, int64_t row, int64_t k, uint16_t* rows) {
 
 constexpr int64_t ROWS_A_TASK = 4;  // that are laid out
 
-using Multiply = void (*)(const uint16_t*, const uint16_t*, float*, int64_t, bool, const uint16_t*);
-
-template <int LINES>
-Multiply kernel_for(bool half) {
-    return half ? multiply<true, LINES> : multiply<false, LINES>;
-}
-
-// While one panel is multiplied the next one is fetched: its BLOCK_STEP a step, shared by the blocks of rows, so that
-// memory is read all the time and not only while the first block waits for it.
-struct Fetching {
-    int64_t lines;  // a step and a block
-
-    explicit Fetching(int64_t blocks) : lines(BLOCK_STEP / LINE) {
-        while (lines > 2 && lines * blocks > BLOCK_STEP / LINE) lines /= 2;
-    }
-    // Where block number `index` begins within a step; the step's end and beyond: nothing is left for it.
-    int64_t offset(int64_t index) const { return index * lines * LINE; }
-    Multiply kernel(int64_t index, bool half) const {
-        if (offset(index) >= BLOCK_STEP) return kernel_for<0>(half);
-        return lines >= 32 ? kernel_for<32>(half)
-             : lines >= 16 ? kernel_for<16>(half)
-             : lines >= 8  ? kernel_for<8>(half)
-             : lines >= 4  ? kernel_for<4>(half)
-                           : kernel_for<2>(half);
-    }
-};
-
-// One panel times the blocks of a chunk of rows; sums [blocks of the chunk][32][PANEL].
+// One panel times the blocks of a chunk of rows; sums [32][PANEL].
 void multiply_panel(const Product& p, const uint16_t* rows, int64_t panel, int64_t first, int64_t last, float* sums) {
     const int64_t steps = ceil_div(p.k, STEP);
-    const int64_t at_once = last - first > 1 ? STEPS_AT_ONCE : steps;
-    const Fetching fetching(last - first);
     const auto* w = static_cast<const uint16_t*>(p.weight) + panel * steps * BLOCK_STEP;
-    for (int64_t step = 0; step < steps; step += at_once) {
-        const int64_t count = at_most(steps - step, at_once);
-        for (int64_t block = first; block < last; ++block) {
-            const int64_t left = at_most(p.rows - block * BLOCK, BLOCK);
-            float* mine = sums + (block - first) * BLOCK * PANEL;
-            if (step + count == steps) claim(p, panel, block * BLOCK, left);
-            const Multiply kernel = fetching.kernel(block - first, left <= 16);
-            const uint16_t* now = w + step * BLOCK_STEP;
-            const uint16_t* later = now + steps * BLOCK_STEP + fetching.offset(block - first);
-            kernel(rows + (block * steps + step) * BLOCK_STEP, now, mine, count, step == 0, later);
-            if (step + count == steps) finish<uint16_t>(p, mine, panel, block * BLOCK, left);
-        }
+    const bool streamed = last - first == 1;
+    for (int64_t block = first; block < last; ++block) {
+        const int64_t left = at_most(p.rows - block * BLOCK, BLOCK);
+        const auto kernel = left <= 16 ? streamed ? multiply<true, true> : multiply<true>
+                                       : streamed ? multiply<false, true> : multiply<false>;
+        claim(p, panel, block * BLOCK, left);
+        kernel(rows + block * steps * BLOCK_STEP, w, sums, steps);
+        finish<uint16_t>(p, sums, panel, block * BLOCK, left);
     }
 }
 
@@ -95,18 +63,20 @@ void linear_amx(Context& context, const Product& p) {
     lay_rows<uint16_t>(context, p, blocks * BLOCK / ROWS_A_TASK, [](int64_t task) { return task * ROWS_A_TASK; },
                        [&](int64_t row, const uint16_t* x) { lay_out(x, row, p.k, rows); });
     const Chunks chunks(blocks, steps * BLOCK_STEP * 2, CACHED_BYTES);
-    context.reserve_own(ceil_div(blocks, chunks.count) * BLOCK * PANEL * static_cast<int64_t>(sizeof(float)));
+    context.reserve_own(BLOCK * PANEL * static_cast<int64_t>(sizeof(float)));
     each_panel<Configured>(context, chunks, panels, [&](int64_t panel, int64_t begin, int64_t end, int thread) {
         multiply_panel(p, rows, panel, begin, end, context.own_array<float>(thread));
     });
 }
 
 double register_loop_amx(Context& context, int64_t rounds) {
-    constexpr int64_t STEPS = 8, BYTES = STEPS * BLOCK_STEP * 2;  // a block and a panel: 32 KiB
-    const double operations = 2.0 * BLOCK * PANEL * STEP * STEPS;
+    constexpr int64_t STEPS = 8, BYTES = STEPS * BLOCK_STEP * 2, TURNS = 32;  // a block and a panel: 32 KiB
+    const double operations = 2.0 * BLOCK * PANEL * STEP * STEPS * TURNS;
     return time_rounds<Configured>(context, rounds, 2 * BYTES + BLOCK * PANEL * 4, operations, [](char* memory) {
         const auto *x = reinterpret_cast<const uint16_t*>(memory), *w = x + STEPS * BLOCK_STEP;
-        multiply<false, 0>(x, w, reinterpret_cast<float*>(memory + 2 * BYTES), STEPS, false, nullptr);
+        clear_sums<false>();
+        for (int64_t turn = 0; turn < TURNS; ++turn) add_steps<false, false>(x, w, STEPS);
+        save_sums<false>(reinterpret_cast<float*>(memory + 2 * BYTES));
     });
 }
 

@@ -56,8 +56,8 @@ struct QueryUnit : PairPanels {
     static int64_t size(int64_t rows, int64_t k) {
         return ceil_div(rows, MAX_ROWS) * MAX_ROWS * 2 * PairUnit::depth(k) + BEHIND;
     }
-    static int64_t panel_size(int64_t k) {
-        return std::max<int64_t>(PairPanels::panel_size(k), MAX_ROWS * 2 * key_stride<Side>());
+    static int64_t right_size(int64_t k) {
+        return std::max<int64_t>(PairPanels::right_size(k), MAX_ROWS * 2 * key_stride<Side>());
     }
 
     // To [pair][block rows] for each block. Whole vectors are written, ever further on: what is too much of one, the next

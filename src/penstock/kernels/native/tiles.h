@@ -14,6 +14,7 @@ namespace {
 constexpr int64_t BLOCK = 32;              // rows of x in a block: two tiles
 constexpr int64_t BLOCK_STEP = 2 * TILE;   // elements of a block, or of a panel, at one step along K
 constexpr int LINE = 64 / sizeof(uint16_t);
+constexpr int64_t STEPS_AHEAD = 8;
 
 struct alignas(64) TileConfig {
     uint8_t palette = 1, start_row = 0, reserved[14] = {};
@@ -32,12 +33,6 @@ void configure_tiles() {
     _tile_loadconfig(&config);
 }
 
-template <int LINES>
-PENSTOCK_INLINE void fetch_lines(const uint16_t* from) {
-    for (int64_t line = 0; line < LINES; ++line)
-        _mm_prefetch(reinterpret_cast<const char*>(from + line * LINE), _MM_HINT_T1);
-}
-
 constexpr int64_t LOW = 16 * PANEL;  // where the sums of a block's lower 16 rows begin
 
 template <bool HALF>
@@ -50,15 +45,6 @@ PENSTOCK_INLINE void clear_sums() {
 }
 
 template <bool HALF>
-PENSTOCK_INLINE void load_sums(const float* sums) {
-    _tile_loadd(0, sums, PANEL * 4);
-    _tile_loadd(1, sums + 16, PANEL * 4);
-    if (HALF) return;
-    _tile_loadd(2, sums + LOW, PANEL * 4);
-    _tile_loadd(3, sums + LOW + 16, PANEL * 4);
-}
-
-template <bool HALF>
 PENSTOCK_INLINE void save_sums(float* sums) {
     _tile_stored(0, sums, PANEL * 4);
     _tile_stored(1, sums + 16, PANEL * 4);
@@ -67,13 +53,14 @@ PENSTOCK_INLINE void save_sums(float* sums) {
     _tile_stored(3, sums + LOW + 16, PANEL * 4);
 }
 
-// sums [32][PANEL] += a block of x times a panel over `steps` steps of K. HALF: only the first 16 rows are wanted.
-// Of what will be multiplied later, LINES cache lines a step are fetched on the way, from `later` on.
-template <bool HALF, int LINES>
-void multiply(const uint16_t* x, const uint16_t* w, float* sums, int64_t steps, bool first, const uint16_t* later) {
-    first ? clear_sums<HALF>() : load_sums<HALF>(sums);
+// Adds a block of x times a panel over `steps` steps of K. HALF: only the first 16 rows are wanted. STREAMED: the panel
+// comes from memory and is used once, so it is fetched ahead.
+template <bool HALF, bool STREAMED>
+PENSTOCK_INLINE void add_steps(const uint16_t* x, const uint16_t* w, int64_t steps) {
     for (int64_t step = 0; step < steps; ++step, x += BLOCK_STEP, w += BLOCK_STEP) {
-        if (LINES) fetch_lines<LINES>(later + step * BLOCK_STEP);
+        if (STREAMED)
+            for (int64_t at = 0; at < BLOCK_STEP; at += LINE)
+                _mm_prefetch(reinterpret_cast<const char*>(w + STEPS_AHEAD * BLOCK_STEP + at), _MM_HINT_T1);
         _tile_loadd(4, x, 64);
         _tile_loadd(6, w, 64);
         _tile_dpbf16ps(0, 4, 6);
@@ -84,6 +71,13 @@ void multiply(const uint16_t* x, const uint16_t* w, float* sums, int64_t steps, 
         _tile_dpbf16ps(2, 5, 6);
         _tile_dpbf16ps(3, 5, 7);
     }
+}
+
+// sums [32][PANEL] = a block of x times a panel.
+template <bool HALF, bool STREAMED = false>
+void multiply(const uint16_t* x, const uint16_t* w, float* sums, int64_t steps) {
+    clear_sums<HALF>();
+    add_steps<HALF, STREAMED>(x, w, steps);
     save_sums<HALF>(sums);
 }
 
