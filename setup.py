@@ -44,16 +44,20 @@ EMULATED = Path("tests/emulated")
 EMULATION = [*AVX512, "-mprfchw", "-include", str(EMULATED / "tiles.h")]
 EMULATED_FILES = {**X86_FILES, "avx512_bf16": EMULATION, "amx": EMULATION}
 
+# For development: what AMX would take, where it is hidden. Its results are nonsense.
+CLOCK = [*AVX512_BF16, "-mprfchw", "-include", str(EMULATED / "clock.h"), *(f"-ffixed-xmm{n}" for n in range(16, 32))]
+CLOCK_FILES = {**X86_FILES, "amx": CLOCK}
 
-def files(*, emulate: bool = False) -> dict[Path, list[str]]:
+
+def files(*, emulate: bool = False, clock: bool = False) -> dict[Path, list[str]]:
     """The files to compile and what each is compiled for: its name ends in the instruction set."""
-    sets = EMULATED_FILES if emulate else X86_FILES
+    sets = EMULATED_FILES if emulate else CLOCK_FILES if clock else X86_FILES
     found: dict[Path, list[str]] = {}
     for path in sorted(FOLDER.glob("*.cpp")):
         suffix = next((s for s in sorted(sets, key=len, reverse=True) if path.stem.endswith("_" + s)), None)
         if suffix is None or platform.machine() == "x86_64":
             found[path] = sets[suffix] if suffix else []
-    if emulate:
+    if emulate or clock:
         found[EMULATED / "isa.cpp"] = [*found.pop(FOLDER / "isa.cpp"), "-I", str(FOLDER)]
     return found
 
@@ -65,14 +69,16 @@ class BuildLibrary(build_ext):
         *build_ext.user_options,
         ("sanitize", None, "build under AddressSanitizer and UBSan, for tests"),
         ("emulate", None, "AMX and VDPBF16PS in software, for tests on processors with AVX-512"),
+        ("clock", None, "AMX as a clock whose results are nonsense (tests/emulated/clock.h), for development"),
     ]
-    boolean_options: ClassVar = [*build_ext.boolean_options, "sanitize", "emulate"]
+    boolean_options: ClassVar = [*build_ext.boolean_options, "sanitize", "emulate", "clock"]
 
     def initialize_options(self) -> None:
         """Adds our options."""
         super().initialize_options()
         self.sanitize = False
         self.emulate = False
+        self.clock = False
 
     def get_ext_filename(self, fullname: str) -> str:
         """One name whatever the Python version: nothing of Python is in it."""
@@ -90,7 +96,7 @@ class BuildLibrary(build_ext):
             return self.compiler.compile([str(path)], self.build_temp, extra_postargs=arguments, depends=ext.depends)
 
         with ThreadPoolExecutor(os.cpu_count()) as cores:
-            found = files(emulate=self.emulate)
+            found = files(emulate=self.emulate, clock=self.clock)
             objects = [*chain.from_iterable(cores.map(compile_file, found, found.values()))]
         target = self.get_ext_fullpath(ext.name)
         Path(target).parent.mkdir(parents=True, exist_ok=True)

@@ -245,18 +245,20 @@ class Context(NamedTuple):
     table: list[int]
     plain: tuple[Tensor, Tensor]  # [length, kv_heads, width]
 
+    block: int  # positions in it
+
     @classmethod
-    def of(cls, length: int, kv_heads: int, width: int, *, dtype: torch.dtype) -> Context:
+    def of(cls, length: int, kv_heads: int, width: int, *, dtype: torch.dtype, block: int = 16) -> Context:
         plain = noise(length, kv_heads, width, dtype=dtype), noise(length, kv_heads, width, dtype=dtype, seed=1)
-        blocks = -(-length // 16)
+        blocks = -(-length // block)
         table = torch.randperm(blocks + 5, generator=torch.Generator().manual_seed(4))[:blocks].tolist()
         caches = []
         for rows in plain:
-            cache = torch.full((blocks + 6, kv_heads, 16, width), math.nan, dtype=dtype)
+            cache = torch.full((blocks + 6, kv_heads, block, width), math.nan, dtype=dtype)
             at = torch.arange(length)
-            cache[torch.tensor(table)[at // 16], :, at % 16] = rows
+            cache[torch.tensor(table)[at // block], :, at % block] = rows
             caches.append(cache)
-        return cls(caches[0], caches[1], table, plain)
+        return cls(caches[0], caches[1], table, plain, block)
 
     def tiles(
         self, positions: list[int], *, queries: int, begin: int = 0, end: int | None = None, first_row: int = 0
@@ -274,7 +276,7 @@ class Context(NamedTuple):
             positions=torch.tensor(padded).view(count, queries),
             begins=torch.full((count,), begin),
             ends=torch.tensor(ends),
-            tables=torch.tensor([self.table[begin // 16 :]] * count).view(count, -1),
+            tables=torch.tensor([self.table[begin // self.block :]] * count).view(count, -1),
             num_segments=tuple(-(-(last - begin) // reference.SEGMENT) for last in ends),
             places=torch.arange(len(positions)),
             targets=first_row + torch.arange(len(positions)),
@@ -313,6 +315,41 @@ def test_attention_agrees_with_a_plain_softmax_and_a_query_has_the_same_bits_in_
     for queries in (1, 7, 64):
         for rows in runs:
             assert torch.equal(attend(one if queries == 7 else kernels, rows, queries), alone[rows])
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("width", "block"), [(64, 1), (64, 2), (96, 4), (64, 8), (128, 32), (288, 16), (512, 16)])
+def test_attention_takes_blocks_of_any_size_and_heads_of_any_width(
+    isa: str, dtype: torch.dtype, width: int, block: int
+) -> None:
+    context = Context.of(200, 3, width, dtype=dtype, block=block)
+    positions = list(range(140, 200))
+    query = noise(60, 3, width, dtype=dtype, seed=2)
+    tolerance = 2e-5 if dtype == torch.float32 else 2e-2
+    for queries in (1, 60):
+        tiles = context.tiles(positions, queries=queries)
+        out = native(isa).attention(query, context.keys, context.values, tiles=(tiles,))
+        torch.testing.assert_close(out.double(), context.expected(query, positions), rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_blocks_whose_ends_are_as_far_apart_as_if_they_were_one_are_still_read_in_their_order(
+    isa: str, dtype: torch.dtype
+) -> None:
+    one = Context.of(16, 1, 64, dtype=dtype, block=4)
+    table = [2, 4, 3, 5]
+    keys, values = (torch.full((7, 1, 4, 64), math.nan, dtype=dtype) for _ in range(2))
+    for at, place in enumerate(table):
+        keys[place], values[place] = (cache[one.table[at]] for cache in (one.keys, one.values))
+    other = one._replace(keys=keys, values=values, table=table)
+    query = noise(1, 1, 64, dtype=dtype, seed=3)
+    out = [
+        native(isa).attention(query, each.keys, each.values, tiles=(each.tiles([15], queries=1),))
+        for each in (one, other)
+    ]
+    assert torch.equal(*out)
 
 
 @cache

@@ -9,16 +9,18 @@
 //   Number                 what its operands are made of
 //   begin(), end()         around a thread's work
 //   ROWS                   rows that it multiplies at once, at most: tiles are padded to it
-//   height(left)           how many it does when `left` are to go
-//   size(rows, k)          Numbers that `rows` x `k` take as its left operand, with what is written behind them
-//   lay_out(...)           float32 panels to left operand
-//   lay_out_queries(...)   a tile's queries from panels, and
+//   size(rows, k)          Numbers that `rows` x `k` take, queries or weights, with what is written behind them
+//   right_size(k)          Numbers for what is laid out of a segment's keys or values: of heads `k` wide, or `k` keys,
+//                          whichever is more
+//   lay_out_queries(...)   a tile's queries from float32 panels, and
 //   attend(...)            a segment: `attend_segment`, or another way to the same numbers
-//   right_size(k)          Numbers for right operands: of heads `k` wide, or `k` keys, whichever is more
+//   weight(v)              an attention weight as its products hold it
+// and for `attend_segment`, of which `multiply_panel` needs the last two:
+//   lay_out(...)           float32 panels to left operand
 //   pack_keys, pack_values a panel of a segment to a right operand, which stays in the first-level cache until it is
 //                          multiplied; on the way what comes next is fetched
+//   height(left)           how many rows it multiplies when `left` are to go
 //   multiply(...)          left operand times one panel
-//   weight(v)              an attention weight as its left operand holds it
 #pragma once
 
 #include <algorithm>
@@ -67,8 +69,8 @@ struct Segment {
         for (int64_t at = 0; at < a.width; at += 64 / static_cast<int64_t>(sizeof(T)))
             __builtin_prefetch(row(cache, i) + at, 0, 2);
     }
-    // And of its value.
-    PENSTOCK_INLINE void fetch_rows(int64_t i) const {
+    // Its key and its value.
+    PENSTOCK_INLINE void fetch_both(int64_t i) const {
         fetch_row(a.keys, i);
         fetch_row(a.values, i);
     }

@@ -18,11 +18,12 @@ struct KeyRows {
     int64_t down;
 };
 
-// Whole rows where they lie, or, where some are not there or not a multiple of STEP wide, a copy [16][steps][STEP] with zeros.
+// Whole rows where they lie in one block, or, where some are not there or not a multiple of STEP wide, a copy
+// [16][steps][STEP] with zeros.
 KeyRows key_rows(const Segment<uint16_t>& segment, int64_t key, uint16_t* copy) {
     const int64_t width = segment.a.width, steps = ceil_div(width, STEP);
-    if (width % STEP == 0 && segment.has(key) && segment.has(key + 15) &&
-        segment.place[key + 15] - segment.place[key] == 15 * width)
+    const bool in_one_block = segment.a.block_tokens % 16 == 0;  // keys begin at multiples of 16
+    if (in_one_block && width % STEP == 0 && segment.has(key) && segment.has(key + 15))
         return {segment.row(segment.a.keys, key), width * 2};
     for (int64_t r = 0; r < 16; ++r)
         for (int64_t step = 0; step < steps; ++step)
@@ -60,6 +61,8 @@ PENSTOCK_INLINE void turn_pairs(uint16_t* tile, Row&& row) {
     for (int64_t j = 0; j < 16; ++j) store(reinterpret_cast<float*>(tile + j * 32), square[j]);
 }
 
+static_assert(FEW_QUERIES == 16, "a tile's rows");
+
 struct TileUnit : PairPanels {
     static constexpr int64_t ROWS = BLOCK;
     static void begin() { configure_tiles(); }
@@ -68,7 +71,7 @@ struct TileUnit : PairPanels {
     static int64_t size(int64_t rows, int64_t k) { return ceil_div(rows, BLOCK) * ceil_div(k, STEP) * BLOCK_STEP; }
     static int64_t right_size(int64_t width) { return ceil_div(width, PANEL) * PairPanels::right_size(SEGMENT); }
 
-    // Queries are columns: panels of 32 as packing.h has them. Those that are not there are zeros.
+    // Queries are columns: panels of 32 as packing.h has them. Of each 16 those that are not there are zeros.
     static void lay_out_queries(const Tile& tile, const float* panels, uint16_t* right) {
         const int64_t steps = ceil_div(tile.a.width, STEP);
         for (int64_t row = 0; row < tile.height; row += 16)
@@ -88,7 +91,7 @@ struct TileUnit : PairPanels {
 
     static void attend(const Tile& tile, Space<TileUnit>& space, int64_t start, const Segment<uint16_t>& segment,
                        const Segment<uint16_t>& next) {
-        const bool lanes = in_lanes(tile);
+        const bool lanes = tile.height > FEW_QUERIES;  // of any width: keys are multiplied as they lie
         if (lanes) {
             score_keys(tile, space, segment);
             weigh_in_lanes<TileUnit>(tile, space, start, segment.count);
@@ -126,7 +129,7 @@ struct TileUnit : PairPanels {
         });
     }
 
-    // scores as rows, for up to 16 of them
+    // scores as rows, for FEW_QUERIES of them at most
     static void score_rows(const Tile& tile, Space<TileUnit>& space, const Segment<uint16_t>& segment) {
         float* sums = space.partial;  // [32][PANEL], until they are turned
         each_keys(segment, space.right, [&](int64_t key, const KeyRows& low, const KeyRows& high) {
@@ -139,16 +142,13 @@ struct TileUnit : PairPanels {
 
     // All values of a segment, [panel][pairs of keys][2 tiles]; what comes `next` is fetched.
     static void pack_all_values(const Segment<uint16_t>& segment, const Segment<uint16_t>& next, uint16_t* right) {
-        const __m512i low = neighbours(0), high = neighbours(16);
+        const Interleave interleave;
         for (int64_t key = 0; key < ceil_div(segment.count, STEP) * STEP; key += 2) {
             uint16_t* line = right + key / STEP * BLOCK_STEP + key % STEP / 2 * 32;
-            next.fetch_rows(key);
-            next.fetch_rows(key + 1);
-            for (int64_t i = 0; i < segment.a.width; i += PANEL, line += PairPanels::right_size(SEGMENT)) {
-                const __m512i first = values(segment, key, i), second = values(segment, key + 1, i);
-                _mm512_storeu_si512(line, _mm512_permutex2var_epi16(first, low, second));
-                _mm512_storeu_si512(line + TILE, _mm512_permutex2var_epi16(first, high, second));
-            }
+            next.fetch_both(key);
+            next.fetch_both(key + 1);
+            for (int64_t i = 0; i < segment.a.width; i += PANEL, line += PairPanels::right_size(SEGMENT))
+                interleave(values(segment, key, i), values(segment, key + 1, i), line);
         }
     }
 
@@ -167,7 +167,7 @@ struct TileUnit : PairPanels {
             }
     }
 
-    // The same of weights in rows. Rows that are not there keep what they hold: their sums are not used.
+    // The same of weights in rows, FEW_QUERIES at most. Rows that are not there keep what they hold: their sums are not used.
     static void lay_out_weights(const Tile& tile, int64_t count, const float* panels, uint16_t* left) {
         for (int64_t step = 0; step < ceil_div(count, STEP); ++step)
             for (int64_t r = 0; r < tile.height; ++r) {

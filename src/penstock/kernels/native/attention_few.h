@@ -1,7 +1,7 @@
 // Attention of a tile of few queries with vector instructions: a key in every lane, and values as they lie in the cache.
 //
-// Keys are turned in registers, pairs of bfloat16 as one number, and multiplied at once; nothing is written that is read
-// only once more. Every number comes from the same operations in the same order as in attention_lanes.h.
+// Keys are turned as they lie, pairs of bfloat16 as one number, and multiplied at once; values are not laid out at all.
+// Every number comes from the same operations in the same order as in attention_lanes.h.
 #pragma once
 
 #include "attention.h"
@@ -29,15 +29,16 @@ PENSTOCK_INLINE Vec key_as_is(const Segment<T>& segment, int64_t key, int64_t at
 template <class T>
 PENSTOCK_INLINE void turn_keys(const Segment<T>& segment, int64_t first, int64_t at, Vec* turned) {
     const bool whole = segment.has(first) && segment.has(first + LANES - 1) && at + NUMBERS<T> <= segment.a.width;
+    const bool is_line = at * static_cast<int64_t>(sizeof(T)) % LINE_BYTES == 0;
     Vec square[LANES];
 #pragma GCC unroll 16  // so that the vectors stay in registers
     for (int64_t j = 0; j < LANES; ++j) {
         if (!whole) {
             square[j] = key_as_is(segment, first + j, at);
-            segment.fetch_line(segment.a.values, first + j, at);
+            if (is_line) segment.fetch_line(segment.a.values, first + j, at);
             continue;
         }
-        __builtin_prefetch(segment.row(segment.a.values, first + j) + at, 0, 2);
+        if (is_line) __builtin_prefetch(segment.row(segment.a.values, first + j) + at, 0, 2);
         std::memcpy(&square[j], segment.row(segment.a.keys, first + j) + at, sizeof(Vec));
     }
     turn(square);

@@ -2,9 +2,10 @@
 //
 // Keys are the rows of the product that gives the scores, so they are multiplied as they lie in the cache, and its
 // result, [key][query], is what weights are for the next product: nothing is turned but the tile's queries, once.
-// Every number comes from the same operations in the same order as in attention.h, where a tile has few queries.
+// Every number comes from the same operations in the same order as where a tile has few queries (attention_few.h, and
+// attention.h for pairs).
 //
-// Of a unit whose tiles go this way its `Side` says what the rows of a product are made of:
+// Of a unit that has `attend_lanes` its `Side` says what the rows of a product are made of:
 //   Left, depth(k)     as in blocks.h
 //   keep_key           a key of the cache to Lefts
 //   turn_rows          LANES rows, of which row(r, i) gives numbers i .. of number r, to Lefts PANEL apart
@@ -232,7 +233,7 @@ void attend_lanes(const Tile& tile, Space& space, int64_t start, const Segment<T
     merge_in_lanes(tile, space, start, count);
 }
 
-// The tiles that go this way; others are laid out as attention.h says.
+// The tiles that `attend_lanes` is for.
 inline bool in_lanes(const Tile& tile) { return tile.height > FEW_QUERIES && tile.a.width <= WIDEST; }
 
 }  // namespace

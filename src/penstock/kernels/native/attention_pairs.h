@@ -11,6 +11,25 @@ namespace {
 
 constexpr int64_t PANEL_STEP = 2 * TILE;  // elements of a panel at one step along K
 
+// Two rows of 32 numbers to a line of each of two tiles: pairs of them, side by side.
+struct Interleave {
+    __m512i low = neighbours(0), high = neighbours(16);
+
+    PENSTOCK_INLINE void operator()(__m512i first, __m512i second, uint16_t* line) const {
+        _mm512_storeu_si512(line, _mm512_permutex2var_epi16(first, low, second));
+        _mm512_storeu_si512(line + TILE, _mm512_permutex2var_epi16(first, high, second));
+    }
+    // Numbers `from` .. `from + 16` of two vectors, in turn.
+    static __m512i neighbours(int from) {
+        uint16_t index[32];
+        for (int i = 0; i < 16; ++i) {
+            index[2 * i] = static_cast<uint16_t>(from + i);
+            index[2 * i + 1] = static_cast<uint16_t>(32 + from + i);
+        }
+        return _mm512_loadu_si512(index);
+    }
+};
+
 // What units share whose operands are pairs of neighbours along K.
 struct PairPanels {
     using Number = uint16_t;
@@ -45,26 +64,13 @@ struct PairPanels {
     // A row of a tile is two keys' values side by side, for 16 positions along the width; two tiles make a panel.
     static void pack_values(
         const Segment<uint16_t>& segment, const Segment<uint16_t>& next, int64_t panel, uint16_t* right) {
-        const __m512i low = neighbours(0), high = neighbours(16);
+        const Interleave interleave;
         for (int64_t key = 0; key < ceil_div(segment.count, STEP) * STEP; key += 2) {
             next.fetch(next.a.keys, key, panel);
             next.fetch(next.a.keys, key + 1, panel);
             uint16_t* line = right + key / STEP * PANEL_STEP + key % STEP / 2 * 32;
-            const __m512i first = values(segment, key, panel * PANEL);
-            const __m512i second = values(segment, key + 1, panel * PANEL);
-            _mm512_storeu_si512(line, _mm512_permutex2var_epi16(first, low, second));
-            _mm512_storeu_si512(line + TILE, _mm512_permutex2var_epi16(first, high, second));
+            interleave(values(segment, key, panel * PANEL), values(segment, key + 1, panel * PANEL), line);
         }
-    }
-
-    // Numbers `from` .. `from + 16` of two vectors, in turn.
-    static __m512i neighbours(int from) {
-        uint16_t index[32];
-        for (int i = 0; i < 16; ++i) {
-            index[2 * i] = static_cast<uint16_t>(from + i);
-            index[2 * i + 1] = static_cast<uint16_t>(32 + from + i);
-        }
-        return _mm512_loadu_si512(index);
     }
 
     // 32 of a position's values; zeros behind the width, and for a position that is not there.

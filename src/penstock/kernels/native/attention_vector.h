@@ -4,7 +4,6 @@
 #include "attention_all.h"
 #include "attention_few.h"
 #include "attention_lanes.h"
-#include "gemm_vector.h"
 
 namespace penstock {
 namespace {
@@ -15,7 +14,6 @@ struct VectorUnit {
     static constexpr int64_t ROWS = MAX_ROWS;
     static void begin() {}
     static void end() {}
-    static int64_t height(int64_t left) { return block_rows(left); }
     static int64_t size(int64_t rows, int64_t k) { return ceil_div(rows, MAX_ROWS) * MAX_ROWS * k; }
     static int64_t right_size(int64_t k) { return std::max<int64_t>(k * PANEL, MAX_ROWS * key_stride<Side>()); }
     static Vec weight(Vec v) { return v; }

@@ -3,8 +3,8 @@
 // A block of the result is 32 rows x 32 columns in four tiles. A row's sums run over K in steps of 32 from 0, whatever
 // the number of rows: rows that are not there are zeros. They stay in their tiles for all of K: to cut K, so that a part
 // of the panel stays in the first-level cache, costs more than it saves (docs/log.md, 2026-11-29). The second-level cache
-// holds a chunk of rows and the panel; what comes next is left to the processor's own prefetching, for lines that are
-// asked for beside the arithmetic take the same few buffers that feed it.
+// holds a chunk of rows and the panel. Where there is more than one block, what comes next is left to the processor's own
+// prefetching, for lines that are asked for beside the arithmetic take the same few buffers that feed it.
 #include "chunks.h"
 #include "finish.h"
 #include "kernels_amx.h"
@@ -72,7 +72,7 @@ void linear_amx(Context& context, const Product& p) {
 double register_loop_amx(Context& context, int64_t rounds) {
     constexpr int64_t STEPS = 8, BYTES = STEPS * BLOCK_STEP * 2, TURNS = 32;  // a block and a panel: 32 KiB
     const double operations = 2.0 * BLOCK * PANEL * STEP * STEPS * TURNS;
-    return time_rounds<Configured>(context, rounds, 2 * BYTES + BLOCK * PANEL * 4, operations, [](char* memory) {
+    return time_rounds<Configured, PRODUCTS_A_ROUND / TURNS>(context, rounds, 2 * BYTES + BLOCK * PANEL * 4, operations, [](char* memory) {
         const auto *x = reinterpret_cast<const uint16_t*>(memory), *w = x + STEPS * BLOCK_STEP;
         clear_sums<false>();
         for (int64_t turn = 0; turn < TURNS; ++turn) add_steps<false, false>(x, w, STEPS);

@@ -11,9 +11,9 @@ namespace {
 
 constexpr int64_t PRODUCTS_A_ROUND = 64;
 
-// Calls product(memory) with `bytes` of zeros of a thread's own, between begin() and end() of a thread's work; gives the
-// operations of all calls.
-template <class Around = Nothing, class Product>
+// Calls product(memory), so often a round, with `bytes` of zeros of a thread's own, between begin() and end() of a
+// thread's work; gives the operations of all calls.
+template <class Around = Nothing, int64_t CALLS = PRODUCTS_A_ROUND, class Product>
 double time_rounds(Context& context, int64_t rounds, int64_t bytes, double operations, Product&& product) {
     context.reserve_own(bytes);
     context.pool.run(rounds, [&](Tasks& tasks, int thread) {
@@ -21,10 +21,10 @@ double time_rounds(Context& context, int64_t rounds, int64_t bytes, double opera
         std::memset(memory, 0, static_cast<size_t>(bytes));
         Around::begin();
         while (tasks.take() >= 0)
-            for (int64_t i = 0; i < PRODUCTS_A_ROUND; ++i) product(memory);
+            for (int64_t i = 0; i < CALLS; ++i) product(memory);
         Around::end();
     });
-    return operations * static_cast<double>(PRODUCTS_A_ROUND * rounds);
+    return operations * static_cast<double>(CALLS * rounds);
 }
 
 }  // namespace
