@@ -50,17 +50,6 @@ void multiply_keys(const KeyRows& low, const KeyRows& high, const uint16_t* quer
     save_sums<false>(sums);
 }
 
-// 16 rows of 32 numbers, row(r), to a tile in which a line holds a pair of each.
-template <class Row>
-PENSTOCK_INLINE void turn_pairs(uint16_t* tile, Row&& row) {
-    Vec square[16];
-#pragma GCC unroll 16
-    for (int64_t r = 0; r < 16; ++r) square[r] = row(r);
-    turn(square);
-#pragma GCC unroll 16
-    for (int64_t j = 0; j < 16; ++j) store(reinterpret_cast<float*>(tile + j * 32), square[j]);
-}
-
 static_assert(FEW_QUERIES == 16, "a tile's rows");
 
 struct TileUnit : PairPanels {
@@ -77,16 +66,9 @@ struct TileUnit : PairPanels {
         for (int64_t row = 0; row < tile.height; row += 16)
             for (int64_t step = 0; step < steps; ++step)
                 turn_pairs(right + (row / PANEL * steps + step) * BLOCK_STEP + row % PANEL / 16 * TILE, [&](int64_t r) {
-                    return row + r < tile.height ? rounded_pairs(panels + tile.at(row + r, step * STEP)) : Vec{};
+                    const float* from = panels + tile.at(row + r, step * STEP);
+                    return row + r < tile.height ? pairs_of(load(from), load(from + 16)) : Vec{};
                 });
-    }
-
-    // 32 numbers in bfloat16.
-    static PENSTOCK_INLINE Vec rounded_pairs(const float* from) {
-        uint16_t line[32];
-        store(line, load(from));
-        store(line + 16, load(from + 16));
-        return load(reinterpret_cast<const float*>(line));
     }
 
     static void attend(const Tile& tile, Space<TileUnit>& space, int64_t start, const Segment<uint16_t>& segment,
@@ -167,14 +149,14 @@ struct TileUnit : PairPanels {
             }
     }
 
-    // The same of weights in rows, FEW_QUERIES at most. Rows that are not there keep what they hold: their sums are not used.
+    // The same of weights in rows, FEW_QUERIES at most. Rows that are not there keep what they hold: their sums are not
+    // used.
     static void lay_out_weights(const Tile& tile, int64_t count, const float* panels, uint16_t* left) {
         for (int64_t step = 0; step < ceil_div(count, STEP); ++step)
             for (int64_t r = 0; r < tile.height; ++r) {
                 const float* from = panels + tile.at(r, step * STEP);
-                uint16_t* to = left + step * BLOCK_STEP + r * STEP;
-                store(to, load(from));
-                store(to + 16, load(from + 16));
+                auto* to = reinterpret_cast<float*>(left + step * BLOCK_STEP + r * STEP);
+                store(to, pairs_of(load(from), load(from + 16)));
             }
     }
 

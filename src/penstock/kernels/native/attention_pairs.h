@@ -11,6 +11,25 @@ namespace {
 
 constexpr int64_t PANEL_STEP = 2 * TILE;  // elements of a panel at one step along K
 
+// 32 numbers as 16 pairs.
+PENSTOCK_INLINE Vec pairs_of(Vec first, Vec second) {
+    uint16_t line[STEP];
+    store(line, first);
+    store(line + LANES, second);
+    return load(reinterpret_cast<const float*>(line));
+}
+
+// 16 rows of 32 numbers, row(r), to a tile in which a line holds a pair of each.
+template <class Row>
+PENSTOCK_INLINE void turn_pairs(uint16_t* tile, Row&& row) {
+    Vec square[16];
+#pragma GCC unroll 16
+    for (int64_t r = 0; r < 16; ++r) square[r] = row(r);
+    turn(square);
+#pragma GCC unroll 16
+    for (int64_t j = 0; j < 16; ++j) store(reinterpret_cast<float*>(tile + j * 32), square[j]);
+}
+
 // Two rows of 32 numbers to a line of each of two tiles: pairs of them, side by side.
 struct Interleave {
     __m512i low = neighbours(0), high = neighbours(16);

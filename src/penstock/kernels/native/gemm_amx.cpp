@@ -72,7 +72,8 @@ void linear_amx(Context& context, const Product& p) {
 double register_loop_amx(Context& context, int64_t rounds) {
     constexpr int64_t STEPS = 8, BYTES = STEPS * BLOCK_STEP * 2, TURNS = 32;  // a block and a panel: 32 KiB
     const double operations = 2.0 * BLOCK * PANEL * STEP * STEPS * TURNS;
-    return time_rounds<Configured, PRODUCTS_A_ROUND / TURNS>(context, rounds, 2 * BYTES + BLOCK * PANEL * 4, operations, [](char* memory) {
+    constexpr int64_t ALL = 2 * BYTES + BLOCK * PANEL * 4, CALLS = PRODUCTS_A_ROUND / TURNS;
+    return time_rounds<Configured, CALLS>(context, rounds, ALL, operations, [](char* memory) {
         const auto *x = reinterpret_cast<const uint16_t*>(memory), *w = x + STEPS * BLOCK_STEP;
         clear_sums<false>();
         for (int64_t turn = 0; turn < TURNS; ++turn) add_steps<false, false>(x, w, STEPS);

@@ -7,14 +7,6 @@
 namespace penstock {
 namespace {
 
-// 32 numbers as 16 pairs.
-PENSTOCK_INLINE Vec pairs_of(Vec first, Vec second) {
-    uint16_t line[STEP];
-    store(line, first);
-    store(line + LANES, second);
-    return load(reinterpret_cast<const float*>(line));
-}
-
 // Rows and weights of tiles with a query in every lane: pairs of neighbours along the width, and of two keys.
 struct PairSide {
     using Left = uint32_t;
