@@ -186,6 +186,26 @@ def test_large_packed_weights_begin_where_a_large_page_does() -> None:
         assert made.numel() == rows * 1024
 
 
+def linux_version() -> tuple[int, ...]:
+    return tuple(int(part) for part in os.uname().release.split("-")[0].split(".")[:2])
+
+
+@pytest.mark.skipif(linux_version() < (5, 14), reason="the system gives pages when they are written to, not before")
+@pytest.mark.parametrize("threads", [1, 2])
+def test_memory_is_there_before_it_is_written_to_and_keeps_what_was_written(threads: int) -> None:
+    """Threads that come upon new pages while they compute are all in the same one, and wait for each other."""
+    new = [on_whole_pages(8 * HUGE_PAGE + 100, dtype=torch.uint8) for _ in range(3)]
+    new[1][5 * HUGE_PAGE - 1] = 7
+    before = resident_bytes()
+    native(ISAS[-1], threads).populate([memory[100:] for memory in new])
+    assert resident_bytes() - before > 22 * HUGE_PAGE
+    assert [int(memory.sum()) for memory in new] == [0, 7, 0]
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
+
+
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_packed_embedding_gives_its_rows_back(isa: str, dtype: torch.dtype) -> None:

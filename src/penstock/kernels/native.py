@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import time
 import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -53,6 +54,7 @@ _SIGNATURES: dict[str, tuple[type | None, tuple[type, ...]]] = {
     "penstock_register_loop": (INT, (ADDRESS, COUNT, INT, ADDRESS)),
     "penstock_read_loop": (INT, (ADDRESS, ADDRESS, COUNT, ADDRESS)),
     "penstock_prefer_huge_pages": (None, (ADDRESS, COUNT)),
+    "penstock_populate": (INT, (ADDRESS, ADDRESS, COUNT)),
 }
 
 
@@ -76,7 +78,7 @@ def on_whole_pages(count: int, *, dtype: torch.dtype) -> Tensor:
 
 
 class LayerSeconds(NamedTuple):
-    """Where the time of layers went: products with what is fused into them, attention, the heads between them."""
+    """Where the time of layers went: products with what is fused into them, attention, and what is neither."""
 
     linear: float
     attention: float
@@ -96,6 +98,7 @@ class Native:
         self.threads = threads
         self._library = library
         self._kept_logits = torch.empty(0)
+        self._pages_s = 0.0
         self._context = library.penstock_open(ISAS.index(isa), threads)
         if not self._context:
             raise MemoryError(f"the native kernels could not start {threads} threads; use fewer with --threads")
@@ -140,6 +143,7 @@ class Native:
         if self._kept_logits.numel() < rows * vocab:
             self._kept_logits = on_whole_pages(rows * vocab, dtype=torch.float32)
             self.prefer_huge_pages(self._kept_logits)
+            self.populate([self._kept_logits])
         out = self._multiply(x, head, self._kept_logits[: rows * vocab].view(rows, vocab))
         if limit is not None:
             self._call("penstock_cap", address(out), out.numel(), limit)
@@ -211,12 +215,15 @@ class Native:
         """
         each = zip(weights, keys, values, scorings, strict=True)
         made = (structs.Layer * len(weights))(*(structs.layer(*some, spec=spec) for some in each))
+        cache, reached = (*keys, *values), 0
 
         def run(x: Tensor, rows: LayerRows) -> Tensor:
             stride = weights[0].qkv.shape[0]  # of the weights as they are here: their tensors live as long as this
             if x.dtype != keys[0].dtype:
                 raise ValueError(f"x is {x.dtype} and keys are {keys[0].dtype}")
             num_wanted = x.shape[0] if rows.wanted is None else rows.wanted.shape[0]
+            nonlocal reached
+            reached = self._reach(cache, reached, int(rows.blocks.max()) + 1)
             sets, wanted_sets = (
                 structs.attention_sets(
                     tiles, keys[0], values[0], scorings[0], step_rows=count, heads=spec.heads, query_stride=stride
@@ -228,6 +235,15 @@ class Native:
             return x[:num_wanted]
 
         return run
+
+    def _reach(self, cache: Sequence[Tensor], reached: int, num_blocks: int) -> int:
+        """Has the pages behind the first blocks of a cache, of which it had `reached`."""
+        if num_blocks <= reached:
+            return reached
+        began = time.perf_counter()
+        self.populate([memory[reached:num_blocks] for memory in cache])
+        self._pages_s += time.perf_counter() - began
+        return num_blocks
 
     def draw(self, logits: Tensor, samples: Sequence[SampleAt]) -> list[Draw]:
         """As sampling.draw_all."""
@@ -255,11 +271,17 @@ class Native:
         """Asks the system for large pages behind a tensor that was not written yet; a wish, no number changes."""
         self._library.penstock_prefer_huge_pages(address(x), x.nbytes)
 
+    def populate(self, memory: Sequence[Tensor]) -> None:
+        """Has the pages behind contiguous tensors, on all threads; no number changes."""
+        pieces = (structs.Piece * len(memory))(*(structs.Piece(address(x), x.nbytes) for x in memory))
+        self._call("penstock_populate", ctypes.addressof(pieces), len(pieces))
+
     def layer_seconds(self) -> LayerSeconds:
         """The seconds of all layers so far."""
         found = (ctypes.c_double * len(LayerSeconds._fields))()
         self._call("penstock_layer_seconds", ctypes.addressof(found))
-        return LayerSeconds(*found)
+        linear, attention, other = found
+        return LayerSeconds(linear, attention, other + self._pages_s)
 
     def _call(self, name: str, *arguments: object) -> None:
         status = getattr(self._library, name)(self._context, *arguments)

@@ -60,6 +60,12 @@ class Attention(ctypes.Structure):
     ]
 
 
+class Piece(ctypes.Structure):
+    """`Piece` in native/memory.h."""
+
+    _fields_ = (("start", ADDRESS), ("bytes", COUNT))
+
+
 class Layer(ctypes.Structure):
     """`Layer` in native/ops.h."""
 

@@ -121,6 +121,10 @@ PENSTOCK_API void penstock_prefer_huge_pages(void* start, int64_t bytes) {
     prefer_huge_pages(start, static_cast<size_t>(bytes));
 }
 
+PENSTOCK_API int penstock_populate(Context* context, const Piece* pieces, int64_t count) {
+    return guarded(context, [&] { populate(context->pool, pieces, static_cast<size_t>(count)); });
+}
+
 // The seconds that layers have spent in each `Part`.
 PENSTOCK_API int penstock_layer_seconds(Context* context, double* seconds) {
     return guarded(context, [&] {

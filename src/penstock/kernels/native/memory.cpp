@@ -1,17 +1,23 @@
 #include "memory.h"
 
+#include <algorithm>
 #include <cstdint>
 #include <cstdlib>
 #include <new>
+#include <utility>
+#include <vector>
 
 #if defined(__linux__)
 #include <sys/mman.h>
+#if !defined(MADV_POPULATE_WRITE)
+#define MADV_POPULATE_WRITE 23  // of Linux 5.14, which may be newer than the headers
+#endif
 #endif
 
 namespace penstock {
 namespace {
 
-constexpr size_t LINE = 64, HUGE_PAGE = size_t{1} << 21;
+constexpr size_t LINE = 64, SMALL_PAGE = size_t{1} << 12, HUGE_PAGE = size_t{1} << 21;
 
 size_t round_up(size_t bytes, size_t unit) { return (bytes + unit - 1) / unit * unit; }
 
@@ -47,6 +53,29 @@ void prefer_huge_pages(void* start, size_t bytes) {
 #else
     (void)start;
     (void)bytes;
+#endif
+}
+
+void populate(Pool& pool, const Piece* pieces, size_t count) {
+#if defined(__linux__)
+    std::vector<std::pair<uintptr_t, uintptr_t>> pages;
+    for (const Piece* piece = pieces; piece < pieces + count; ++piece) {
+        const auto start = reinterpret_cast<uintptr_t>(piece->start);
+        const uintptr_t end = round_up(start + piece->bytes, SMALL_PAGE);
+        for (uintptr_t at = start / SMALL_PAGE * SMALL_PAGE, next; at < end; at = next) {
+            next = std::min(end, (at / HUGE_PAGE + 1) * HUGE_PAGE);
+            pages.emplace_back(at, next);
+        }
+    }
+    pool.each(static_cast<int64_t>(pages.size()), [&](int64_t task) {
+        const auto [at, end] = pages[static_cast<size_t>(task)];
+        // A wish: where the system does not grant it, pages come when they are written to.
+        (void)madvise(reinterpret_cast<void*>(at), end - at, MADV_POPULATE_WRITE);
+    });
+#else
+    (void)pool;
+    (void)pieces;
+    (void)count;
 #endif
 }
 

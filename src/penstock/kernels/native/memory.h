@@ -3,6 +3,8 @@
 
 #include <cstddef>
 
+#include "pool.h"
+
 namespace penstock {
 
 class Memory {
@@ -28,5 +30,14 @@ class Memory {
 
 // Asks for 2 MiB pages behind memory that was not touched yet: a page of 4 KiB holds only two tiles' rows of weights.
 void prefer_huge_pages(void* start, size_t bytes);
+
+struct Piece {
+    void* start;
+    size_t bytes;
+};
+
+// Has the pages behind some memory, on all threads; what is written there stays. Threads that come upon new pages as
+// they compute are all in the same one, and all but one wait for it.
+void populate(Pool& pool, const Piece* pieces, size_t count);
 
 }  // namespace penstock

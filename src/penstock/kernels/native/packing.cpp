@@ -65,7 +65,9 @@ void gather_as(Pool& pool, const T* packed, const int64_t* rows, int64_t count, 
 int64_t packed_size(int64_t n, int64_t k, Type type) { return ceil_div(n, PANEL) * PANEL * depth(k, type); }
 
 void pack(Pool& pool, const void* w, void* packed, int64_t n, int64_t k, Type type) {
-    prefer_huge_pages(packed, static_cast<size_t>(packed_size(n, k, type)) * (type == FLOAT32 ? 4 : 2));
+    const Piece all{packed, static_cast<size_t>(packed_size(n, k, type)) * (type == FLOAT32 ? 4 : 2)};
+    prefer_huge_pages(all.start, all.bytes);
+    populate(pool, &all, 1);
     if (type == FLOAT32) return pack_as(pool, static_cast<const float*>(w), static_cast<float*>(packed), n, k, type);
     pack_as(pool, static_cast<const uint16_t*>(w), static_cast<uint16_t*>(packed), n, k, type);
 }
