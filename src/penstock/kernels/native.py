@@ -215,15 +215,14 @@ class Native:
         """
         each = zip(weights, keys, values, scorings, strict=True)
         made = (structs.Layer * len(weights))(*(structs.layer(*some, spec=spec) for some in each))
-        cache, reached = (*keys, *values), 0
+        cache, present = (*keys, *values), torch.zeros(keys[0].shape[0], dtype=torch.bool)
 
         def run(x: Tensor, rows: LayerRows) -> Tensor:
             stride = weights[0].qkv.shape[0]  # of the weights as they are here: their tensors live as long as this
             if x.dtype != keys[0].dtype:
                 raise ValueError(f"x is {x.dtype} and keys are {keys[0].dtype}")
             num_wanted = x.shape[0] if rows.wanted is None else rows.wanted.shape[0]
-            nonlocal reached
-            reached = self._reach(cache, reached, int(rows.blocks.max()) + 1)
+            self._bring(cache, rows.blocks, present)
             sets, wanted_sets = (
                 structs.attention_sets(
                     tiles, keys[0], values[0], scorings[0], step_rows=count, heads=spec.heads, query_stride=stride
@@ -236,14 +235,16 @@ class Native:
 
         return run
 
-    def _reach(self, cache: Sequence[Tensor], reached: int, num_blocks: int) -> int:
-        """Has the pages behind the first blocks of a cache, of which it had `reached`."""
-        if num_blocks <= reached:
-            return reached
+    def _bring(self, cache: Sequence[Tensor], blocks: Tensor, present: Tensor) -> None:
+        """Has the pages behind blocks of a cache; those that are `present` it has already."""
+        if present[blocks].all():
+            return
         began = time.perf_counter()
-        self.populate([memory[reached:num_blocks] for memory in cache])
+        missing = torch.unique(blocks[~present[blocks]])
+        for run in torch.tensor_split(missing, torch.nonzero(torch.diff(missing) > 1)[:, 0] + 1):
+            self.populate([memory[run[0] : run[-1] + 1] for memory in cache])
+        present[missing] = True
         self._pages_s += time.perf_counter() - began
-        return num_blocks
 
     def draw(self, logits: Tensor, samples: Sequence[SampleAt]) -> list[Draw]:
         """As sampling.draw_all."""

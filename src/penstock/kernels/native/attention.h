@@ -13,14 +13,8 @@
 //   right_size(k)          Numbers for what is laid out of a segment's keys or values: of heads `k` wide, or `k` keys,
 //                          whichever is more
 //   lay_out_queries(...)   a tile's queries from float32 panels, and
-//   attend(...)            a segment: `attend_segment`, or another way to the same numbers
+//   attend(...)            a segment: scores, weights, and what is found merged; see attention_few.h, attention_lanes.h
 //   weight(v)              an attention weight as its products hold it
-// and for `attend_segment`, of which `multiply_panel` needs the last two:
-//   lay_out(...)           float32 panels to left operand
-//   pack_keys, pack_values a panel of a segment to a right operand, which stays in the first-level cache until it is
-//                          multiplied; on the way what comes next is fetched
-//   height(left)           how many rows it multiplies when `left` are to go
-//   multiply(...)          left operand times one panel
 #pragma once
 
 #include <algorithm>
@@ -190,14 +184,6 @@ void gather_queries(const Tile& tile, float* panels) {
     }
 }
 
-// Panel `panel` of out [panels][padded][32] = left [height, k] times `right`.
-template <class Unit>
-void multiply_panel(const Tile& tile, const typename Unit::Number* left, const typename Unit::Number* right, float* out,
-                    int64_t panel, int64_t k) {
-    for (int64_t row = 0; row < tile.height; row += Unit::height(tile.height - row))
-        Unit::multiply(left, row, tile.height, right, out + (panel * tile.padded + row) * PANEL, k);
-}
-
 PENSTOCK_INLINE Vec score_of(const Attention& a, Vec product) {
     const Vec score = product * a.scale;
     return a.cap > 0.0F ? capped(score, a.cap) : score;
@@ -255,24 +241,6 @@ template <class Unit>
 void merge_rows(const Tile& tile, Space<Unit>& space, int64_t start, int64_t count) {
     for (int64_t r = 0; r < tile.height; ++r)
         if (tile.sees(r, start, start + count)) merge_row(tile, space, r, tile.lowest(r) / SEGMENT * SEGMENT == start);
-}
-
-template <class Unit, class T>
-void attend_segment(
-    const Tile& tile, Space<Unit>& space, int64_t start, const Segment<T>& segment, const Segment<T>& next) {
-    const Attention& a = tile.a;
-    const int64_t key_panels = ceil_div(segment.count, PANEL), width_panels = ceil_div(a.width, PANEL);
-    for (int64_t panel = 0; panel < key_panels; ++panel) {
-        Unit::pack_keys(segment, panel, space.right);
-        multiply_panel<Unit>(tile, space.queries, space.right, space.scores, panel, a.width);
-    }
-    weigh_rows(tile, space, start, segment.count);
-    Unit::lay_out(space.scores, tile.padded, tile.height, segment.count, space.weights);
-    for (int64_t panel = 0; panel < width_panels; ++panel) {
-        Unit::pack_values(segment, next, panel, space.right);
-        multiply_panel<Unit>(tile, space.weights, space.right, space.partial, panel, segment.count);
-    }
-    merge_rows(tile, space, start, segment.count);
 }
 
 // A row's state as it was kept.

@@ -56,7 +56,6 @@ struct TileUnit : PairPanels {
     static constexpr int64_t ROWS = BLOCK;
     static void begin() { configure_tiles(); }
     static void end() { _tile_release(); }
-    static int64_t height(int64_t) { return BLOCK; }
     static int64_t size(int64_t rows, int64_t k) { return ceil_div(rows, BLOCK) * ceil_div(k, STEP) * BLOCK_STEP; }
     static int64_t right_size(int64_t width) { return ceil_div(width, PANEL) * PairPanels::right_size(SEGMENT); }
 
@@ -86,7 +85,8 @@ struct TileUnit : PairPanels {
         pack_all_values(segment, next, space.right);
         for (int64_t panel = 0; panel < ceil_div(tile.a.width, PANEL); ++panel) {
             const uint16_t* right = space.right + panel * PairPanels::right_size(SEGMENT);
-            multiply_panel<TileUnit>(tile, space.weights, right, space.partial, panel, segment.count);
+            for (int64_t row = 0; row < tile.height; row += BLOCK)
+                multiply_weights(tile, space, row, right, panel, ceil_div(segment.count, STEP));
         }
         lanes ? merge_in_lanes(tile, space, start, segment.count) : merge_rows(tile, space, start, segment.count);
     }
@@ -160,12 +160,12 @@ struct TileUnit : PairPanels {
             }
     }
 
-    static void multiply(
-        const uint16_t* left, int64_t row, int64_t rows, const uint16_t* panel, float* out, int64_t k) {
-        const int64_t steps = ceil_div(k, STEP);
-        const uint16_t* x = left + row / BLOCK * steps * BLOCK_STEP;
-        const auto kernel = rows - row <= 16 ? penstock::multiply<true> : penstock::multiply<false>;
-        kernel(x, panel, out, steps);
+    // A block of weights times a panel of values, to where partial results lie in panels.
+    static void multiply_weights(
+        const Tile& tile, Space<TileUnit>& space, int64_t row, const uint16_t* values, int64_t panel, int64_t steps) {
+        const uint16_t* weights = space.weights + row / BLOCK * steps * BLOCK_STEP;
+        const auto kernel = tile.height - row <= 16 ? multiply<true> : multiply<false>;
+        kernel(weights, values, space.partial + (panel * tile.padded + row) * PANEL, steps);
     }
 };
 

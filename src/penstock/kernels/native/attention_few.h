@@ -1,7 +1,11 @@
 // Attention of a tile of few queries with vector instructions: a key in every lane, and values as they lie in the cache.
 //
 // Keys are turned as they lie, pairs of bfloat16 as one number, and multiplied at once; values are not laid out at all.
-// Every number comes from the same operations in the same order as in attention_lanes.h.
+// Every number comes from the same operations in the same order as in attention_lanes.h. Of a unit's `Side` is wanted,
+// beside what that file says:
+//   PARTS<T>        how many Lefts a lane of the cache is multiplied with; part(lanes, i): what number i of them is
+//   KEYS            how many keys' values a Left of weights is multiplied with; columns(...): these of some columns
+//   spread(left)    a Left in every lane; add(each, w, sum): sum + each times w
 #pragma once
 
 #include "attention.h"
@@ -47,14 +51,14 @@ PENSTOCK_INLINE void turn_keys(const Segment<T>& segment, int64_t first, int64_t
 }
 
 // Sums of rows in VECTORS of columns, each number a chain of its own: enough of them that none waits for the one before.
-template <int ROWS, int VECTORS>
+template <class Side, int ROWS, int VECTORS>
 struct Sums {
     Vec sums[ROWS][VECTORS] = {};
 
-    PENSTOCK_INLINE void add(const float* x, const Vec* w) {
+    PENSTOCK_INLINE void add(const typename Side::Left* x, const Vec* w) {
         for (int r = 0; r < ROWS; ++r) {
-            const Vec each = splat(x[r]);
-            for (int c = 0; c < VECTORS; ++c) sums[r][c] = fma(each, w[c], sums[r][c]);
+            const Vec each = Side::spread(x[r]);
+            for (int c = 0; c < VECTORS; ++c) sums[r][c] = Side::add(each, w[c], sums[r][c]);
         }
     }
     // To panels of a tile, from row `row` and column `column` on.
@@ -77,49 +81,42 @@ PENSTOCK_INLINE void each_strip(int64_t vectors, Body&& body) {
     for (; at < vectors; at += 2) body(std::integral_constant<int, 2>(), at);
 }
 
-// scores of VECTORS of keys from `key` on; queries [width][ROWS].
-template <int ROWS, int VECTORS, class T>
-void score_strip(
-    const Tile& tile, const Segment<T>& segment, int64_t key, const float* queries, float* scores, int64_t row) {
-    constexpr int64_t EACH = NUMBERS<T> / LANES;  // numbers in a lane
+// scores of VECTORS of keys from `key` on; queries [depth of width][ROWS].
+template <class Side, int ROWS, int VECTORS, class T>
+void score_strip(const Tile& tile, const Segment<T>& segment, int64_t key, const typename Side::Left* queries,
+                 float* scores, int64_t row) {
     const int64_t width = segment.a.width;
-    Sums<ROWS, VECTORS> sums;
+    Sums<Side, ROWS, VECTORS> sums;
     for (int64_t at = 0; at < width; at += NUMBERS<T>) {
         Vec turned[VECTORS][LANES];
         for (int c = 0; c < VECTORS; ++c) turn_keys(segment, key + c * LANES, at, turned[c]);
-        const float* x = queries + at * ROWS;
-        Sums<ROWS, VECTORS> now = sums;  // in registers, which turning needs for itself
-        for (int64_t j = 0, left = width - at; j < LANES && left > 0; ++j, left -= EACH, x += EACH * ROWS) {
-            Vec first[VECTORS], second[VECTORS];
-            for (int c = 0; c < VECTORS; ++c) {
-                first[c] = EACH == 1 ? turned[c][j] : (Vec)((BitVec)turned[c][j] << 16);
-                second[c] = (Vec)((BitVec)turned[c][j] & 0xffff0000U);
+        const typename Side::Left* x = queries + Side::depth(at) * ROWS;
+        Sums<Side, ROWS, VECTORS> now = sums;  // in registers, which turning needs for itself
+        int64_t left = Side::depth(width - at);
+        for (int64_t j = 0; j < LANES; ++j)
+            for (int part = 0; part < Side::template PARTS<T> && left > 0; ++part, --left, x += ROWS) {
+                Vec parts[VECTORS];
+                for (int c = 0; c < VECTORS; ++c) parts[c] = Side::template part<T>(turned[c][j], part);
+                now.add(x, parts);
             }
-            now.add(x, first);
-            if (EACH == 2 && left > 1) now.add(x + ROWS, second);
-        }
         sums = now;
     }
     sums.save(tile, scores, row, key);
 }
 
-// VECTORS of columns of the values, from `at` on; weights [count][ROWS]. Of what comes `next`, the keys are fetched.
-// Keys that are skipped come first and weigh nothing.
-template <int ROWS, int VECTORS, class T>
-void value_strip(const Tile& tile, const Segment<T>& segment, const Segment<T>& next, int64_t at, const float* weights,
-                 float* out, int64_t row) {
-    const void* values = segment.a.values;
-    const int64_t width = segment.a.width;
-    const bool whole = at + VECTORS * LANES <= width;
-    Sums<ROWS, VECTORS> sums;
-    for (int64_t key = segment.skipped; key < segment.count; ++key) {
-        const T* from = segment.row(values, key) + at;
-        for (int64_t column = at; column < at + VECTORS * LANES; column += 64 / static_cast<int64_t>(sizeof(T)))
-            next.fetch_line(next.a.keys, key, column);
+// VECTORS of columns of the values, from `at` on; weights [depth of count][ROWS]. Of what comes `next`, the keys are
+// fetched. Keys that are skipped come first and weigh nothing.
+template <class Side, int ROWS, int VECTORS, class T>
+void value_strip(const Tile& tile, const Segment<T>& segment, const Segment<T>& next, int64_t at,
+                 const typename Side::Left* weights, float* out, int64_t row) {
+    Sums<Side, ROWS, VECTORS> sums;
+    for (int64_t key = segment.skipped / Side::KEYS * Side::KEYS; key < segment.count; key += Side::KEYS) {
+        for (int64_t one = key; one < key + Side::KEYS; ++one)
+            for (int64_t column = at; column < at + VECTORS * LANES; column += 64 / static_cast<int64_t>(sizeof(T)))
+                next.fetch_line(next.a.keys, one, column);
         Vec columns[VECTORS];
-        for (int c = 0; c < VECTORS; ++c)
-            columns[c] = whole ? load(from + c * LANES) : load_some(from + c * LANES, width - at - c * LANES);
-        sums.add(weights + key * ROWS, columns);
+        Side::columns(segment, key, at, columns, std::integral_constant<int, VECTORS>());
+        sums.add(weights + key / Side::KEYS * ROWS, columns);
     }
     sums.save(tile, out, row, at);
 }
@@ -142,20 +139,22 @@ PENSTOCK_INLINE void each_few(const Tile& tile, Body&& body) {
 template <class Unit, class T>
 void attend_few(
     const Tile& tile, Space<Unit>& space, int64_t start, const Segment<T>& segment, const Segment<T>& next) {
+    using Side = typename Unit::Side;
+    using Left = typename Side::Left;
     const int64_t width = tile.a.width, count = segment.count;
     each_few(tile, [&](auto rows, int64_t row) {
         constexpr int MOST = MOST_VECTORS<rows> < 4 ? 2 : 4;
+        const Left* queries = reinterpret_cast<const Left*>(space.queries) + row * Side::depth(width);
         each_strip<MOST>(ceil_div(count, PANEL) * PANEL / LANES, [&](auto vectors, int64_t first) {
-            const float* queries = space.queries + row * width;
-            score_strip<rows, vectors>(tile, segment, first * LANES, queries, space.scores, row);
+            score_strip<Side, rows, vectors>(tile, segment, first * LANES, queries, space.scores, row);
         });
     });
     weigh_rows(tile, space, start, count);
     Unit::lay_out(space.scores, tile.padded, tile.height, count, space.weights);
     each_few(tile, [&](auto rows, int64_t row) {
+        const Left* weights = reinterpret_cast<const Left*>(space.weights) + row * Side::depth(count);
         each_strip<MOST_VECTORS<rows>>(ceil_div(width, PANEL) * PANEL / LANES, [&](auto vectors, int64_t first) {
-            const float* weights = space.weights + row * count;
-            value_strip<rows, vectors>(tile, segment, next, first * LANES, weights, space.partial, row);
+            value_strip<Side, rows, vectors>(tile, segment, next, first * LANES, weights, space.partial, row);
         });
     });
     merge_rows(tile, space, start, count);

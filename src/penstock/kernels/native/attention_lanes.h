@@ -2,8 +2,7 @@
 //
 // Keys are the rows of the product that gives the scores, so they are multiplied as they lie in the cache, and its
 // result, [key][query], is what weights are for the next product: nothing is turned but the tile's queries, once.
-// Every number comes from the same operations in the same order as where a tile has few queries (attention_few.h, and
-// attention.h for pairs).
+// Every number comes from the same operations in the same order as where a tile has few queries (attention_few.h).
 //
 // Of a unit that has `attend_lanes` its `Side` says what the rows of a product are made of:
 //   Left, depth(k)     as in blocks.h
@@ -33,6 +32,28 @@ struct WideSide {
     using Left = float;
 
     static constexpr int64_t depth(int64_t k) { return k; }
+
+    template <class T>
+    static constexpr int PARTS = static_cast<int>(sizeof(float) / sizeof(T));
+    static constexpr int64_t KEYS = 1;
+
+    static PENSTOCK_INLINE Vec spread(float x) { return splat(x); }
+    static PENSTOCK_INLINE Vec add(Vec each, Vec w, Vec sum) { return fma(each, w, sum); }
+
+    template <class T>
+    static PENSTOCK_INLINE Vec part(Vec lanes, int number) {
+        if (PARTS<T> == 1) return lanes;
+        return (Vec)(number ? (BitVec)lanes & 0xffff0000U : (BitVec)lanes << 16);
+    }
+
+    template <class T, int VECTORS>
+    static PENSTOCK_INLINE void columns(const Segment<T>& segment, int64_t key, int64_t at, Vec* found,
+                                        std::integral_constant<int, VECTORS>) {
+        const T* from = segment.row(segment.a.values, key) + at;
+        const int64_t left = segment.a.width - at;
+        for (int c = 0; c < VECTORS; ++c)
+            found[c] = left >= VECTORS * LANES ? load(from + c * LANES) : load_some(from + c * LANES, left - c * LANES);
+    }
 
     template <class T>
     static void keep_key(const Segment<T>& segment, int64_t key, float* to) {
@@ -209,7 +230,7 @@ void merge_in_lanes(const Tile& tile, Space& space, int64_t start, int64_t count
         merge_lanes(tile, space, Lanes(tile, row), row, start, count);
 }
 
-// As `attend_segment`, for a tile of many queries whose heads are not wider than WIDEST.
+// A segment, for a tile of many queries whose heads are not wider than WIDEST.
 template <class Unit, class Space, class T>
 void attend_lanes(const Tile& tile, Space& space, int64_t start, const Segment<T>& segment, const Segment<T>& next) {
     using Side = typename Unit::Side;

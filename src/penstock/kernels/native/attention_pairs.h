@@ -56,25 +56,6 @@ struct PairPanels {
     // The sum of the weights is that of the weights as they are multiplied.
     static Vec weight(Vec v) { return rounded<uint16_t>(v); }
 
-    // A tile holds 16 keys: a row of it is one pair of neighbours along the width, a square of 32-bit pairs to turn.
-    static void pack_keys(const Segment<uint16_t>& segment, int64_t panel, uint16_t* right) {
-        for (int64_t half = 0; half < PANEL; half += 16) {
-            const int64_t key = panel * PANEL + half;
-            for (int64_t i = 0; i < segment.a.width; i += STEP) {
-                Vec square[16];
-#pragma GCC unroll 16
-                for (int64_t j = 0; j < 16; ++j) {
-                    square[j] = load_pairs_some(segment, key + j, i);
-                    segment.fetch(segment.a.values, key + j, i / PANEL);
-                }
-                turn(square);
-                uint16_t* tile = right + i / STEP * PANEL_STEP + half / 16 * TILE;
-#pragma GCC unroll 16
-                for (int64_t j = 0; j < 16; ++j) store(reinterpret_cast<float*>(tile + j * 32), square[j]);
-            }
-        }
-    }
-
     static PENSTOCK_INLINE Vec load_pairs_some(const Segment<uint16_t>& segment, int64_t key, int64_t i) {
         if (!segment.has(key)) return Vec{};  // an empty mask would do, but a load that hides a fault takes 50 cycles
         return (Vec)load_32(segment.row(segment.a.keys, key) + i, segment.a.width - i);

@@ -1,5 +1,6 @@
 // bfloat16 with VDPBF16PS: its products, and attention made of them; the rest as for AVX-512.
 #include "attention_all.h"
+#include "attention_few.h"
 #include "attention_lanes.h"
 #include "attention_pairs.h"
 #include "gemm_pairs.h"
@@ -14,6 +15,32 @@ struct PairSide {
     using Product = PairProduct<DOWN, ALONG>;
 
     static constexpr int64_t depth(int64_t k) { return PairUnit::depth(k); }
+
+    template <class T>
+    static constexpr int PARTS = 1;
+    static constexpr int64_t KEYS = 2;
+
+    static PENSTOCK_INLINE Vec spread(uint32_t x) { return (Vec)_mm512_set1_epi32(static_cast<int>(x)); }
+    static PENSTOCK_INLINE Vec add(Vec each, Vec w, Vec sum) {
+        return _mm512_dpbf16_ps(sum, (__m512bh)each, (__m512bh)w);
+    }
+
+    template <class T>
+    static PENSTOCK_INLINE Vec part(Vec lanes, int) {
+        return lanes;
+    }
+
+    template <int VECTORS>
+    static PENSTOCK_INLINE void columns(const Segment<uint16_t>& segment, int64_t key, int64_t at, Vec* found,
+                                        std::integral_constant<int, VECTORS>) {
+        const Interleave interleave;
+        for (int c = 0; c < VECTORS; c += 2) {
+            const __m512i first = PairPanels::values(segment, key, at + c * LANES);
+            const __m512i second = PairPanels::values(segment, key + 1, at + c * LANES);
+            found[c] = (Vec)_mm512_permutex2var_epi16(first, interleave.low, second);
+            found[c + 1] = (Vec)_mm512_permutex2var_epi16(first, interleave.high, second);
+        }
+    }
 
     static void keep_key(const Segment<uint16_t>& segment, int64_t key, uint32_t* to) {
         for (int64_t i = 0; i < segment.a.width; i += STEP)
@@ -44,7 +71,6 @@ struct QueryUnit : PairPanels {
     static constexpr int64_t BEHIND = 32;  // Numbers: what `lay_out` writes behind a block's end
     static void begin() {}
     static void end() {}
-    static int64_t height(int64_t left) { return block_rows(left); }
     static int64_t size(int64_t rows, int64_t k) {
         return ceil_div(rows, MAX_ROWS) * MAX_ROWS * 2 * PairUnit::depth(k) + BEHIND;
     }
@@ -80,14 +106,7 @@ struct QueryUnit : PairPanels {
     static void attend(const Tile& tile, Space<QueryUnit>& space, int64_t start, const Segment<uint16_t>& segment,
                        const Segment<uint16_t>& next) {
         if (in_lanes(tile)) return attend_lanes<QueryUnit>(tile, space, start, segment, next);
-        attend_segment(tile, space, start, segment, next);
-    }
-
-    static void multiply(
-        const uint16_t* left, int64_t row, int64_t rows, const uint16_t* panel, float* out, int64_t k) {
-        const int64_t depth = PairUnit::depth(k);
-        const auto* x = reinterpret_cast<const uint32_t*>(left) + row * depth;
-        multiply_block<PairUnit>(block_rows(rows - row), x, panel, out, depth, true, nothing_of(panel));
+        attend_few(tile, space, start, segment, next);
     }
 };
 
