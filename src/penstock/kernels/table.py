@@ -23,7 +23,7 @@ from penstock.sampling import Draw, draw_all
 from penstock.step import SampleAt
 from penstock.weights import LayerWeights, Norm, Weight
 
-NUMERICS_VERSION = 3  # counts changes of any op's bits
+NUMERICS_VERSION = 4  # counts changes of any op's bits
 
 
 class Pack(Protocol):

@@ -202,7 +202,7 @@ void weigh_row(const Tile& tile, Space<Unit>& space, int64_t r, int64_t start, i
     Vec most = nothing;
     for (int64_t j = 0; j < panels * PANEL; j += LANES) {
         const Vec score = seen(j) ? score_of(tile.a, load(at(j))) : nothing;
-        most = most > score ? most : score;
+        most = higher(most, score);
         store(at(j), score);
     }
     const float peak = tile.sees(r, start, start + panels * PANEL) ? highest(most) : 0.0F;

@@ -59,6 +59,12 @@ struct TileUnit : PairPanels {
     static int64_t size(int64_t rows, int64_t k) { return ceil_div(rows, BLOCK) * ceil_div(k, STEP) * BLOCK_STEP; }
     static int64_t right_size(int64_t width) { return ceil_div(width, PANEL) * PairPanels::right_size(SEGMENT); }
 
+    template <int N>
+    static PENSTOCK_INLINE void keep(float* to, int64_t key, Vec* weights) {
+        each<N>([&](int j) { weights[j] = weight(weights[j]); });
+        store_weights<N>(to, key, weights);
+    }
+
     // Queries are columns: panels of 32 as packing.h has them. Of each 16 those that are not there are zeros.
     static void lay_out_queries(const Tile& tile, const float* panels, uint16_t* right) {
         const int64_t steps = ceil_div(tile.a.width, STEP);

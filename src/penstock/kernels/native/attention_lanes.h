@@ -8,8 +8,9 @@
 //   Left, depth(k)     as in blocks.h
 //   keep_key           a key of the cache to Lefts
 //   turn_rows          LANES rows, of which row(r, i) gives numbers i .. of number r, to Lefts PANEL apart
-//   keep_weights       weights [key][PANEL] to Lefts [depth of keys][PANEL], in their own place
 //   Product            of a block of rows whose Lefts lie DOWN apart, with Lefts of a row ALONG apart
+// and of itself keep<N>(to, key, weights): LANES queries' weights of N keys, which become what is multiplied, to Lefts
+// [depth of keys][PANEL] in the place of scores [key][PANEL].
 #pragma once
 
 #include "attention.h"
@@ -65,8 +66,6 @@ struct WideSide {
         for (int64_t i = 0; i < width; i += LANES)
             turn_square(to + i * PANEL, width - i, [&](int64_t r) { return row(r, i); });
     }
-
-    static void keep_weights(float*, int64_t) {}
 
     template <int DOWN, int ALONG>
     struct Product {
@@ -145,6 +144,12 @@ void score_keys(const Tile& tile, const Segment<T>& segment, const typename Side
     });
 }
 
+// Weights of N keys from `key` on, as they are.
+template <int N>
+PENSTOCK_INLINE void store_weights(float* to, int64_t key, const Vec* weights) {
+    each<N>([&](int j) { store(to + (key + j) * PANEL, weights[j]); });
+}
+
 // Scores of some lanes to weights, as `weigh_row` does for a row; its sum of every LANES-th weight, by halves.
 template <class Unit, bool ALL>
 PENSTOCK_INLINE void weigh_lanes(const Attention& a, const Lanes& lanes, int lane, int64_t start, int64_t count,
@@ -156,16 +161,23 @@ PENSTOCK_INLINE void weigh_lanes(const Attention& a, const Lanes& lanes, int lan
     Vec most = nothing;
     for (int64_t key = 0; key < count; ++key) {
         const Vec score = seen(key) ? score_of(a, load(scores + key * PANEL + lane)) : nothing;
-        most = most > score ? most : score;
+        most = higher(most, score);
         store(scores + key * PANEL + lane, score);
     }
     const Vec peak = lanes.see(lane, start, start + count) ? most : Vec{};
     Vec sums[LANES] = {};
-    for (int64_t key = 0; key < count; ++key) {
-        const Vec weight = seen(key) ? Unit::weight(exp(load(scores + key * PANEL + lane) - peak)) : Vec{};
-        sums[key % LANES] += weight;
-        store(scores + key * PANEL + lane, weight);
-    }
+    const auto weigh = [&](auto number, int64_t first) {
+        constexpr int N = number;
+        Vec weights[N];
+        each<N>([&](int j) { weights[j] = load(scores + (first + j) * PANEL + lane) - peak; });
+        exp<N>(weights);
+        each<N>([&](int j) { weights[j] = seen(first + j) ? weights[j] : Vec{}; });
+        Unit::template keep<N>(scores + lane, first, weights);
+        each<N>([&](int j) { sums[(first + j) % LANES] += weights[j]; });
+    };
+    int64_t key = 0;
+    for (; key + TOGETHER <= count; key += TOGETHER) weigh(std::integral_constant<int, TOGETHER>(), key);
+    for (; key < count; ++key) weigh(std::integral_constant<int, 1>(), key);
     for (int half = LANES / 2; half; half /= 2)
         for (int i = 0; i < half; ++i) sums[i] += sums[i + half];
     store(highest + lane, peak);
@@ -239,7 +251,6 @@ void attend_lanes(const Tile& tile, Space& space, int64_t start, const Segment<T
     score_keys<Side>(tile, segment, reinterpret_cast<const Left*>(space.queries), reinterpret_cast<Left*>(space.right),
                      space.scores);
     weigh_in_lanes<Unit>(tile, space, start, count);
-    for (int64_t row = 0; row < tile.height; row += PANEL) Side::keep_weights(space.scores + row * SEGMENT, count);
     for (int64_t panel = 0; panel < ceil_div(tile.a.width, PANEL); ++panel) {
         Unit::pack_values(segment, next, panel, space.right);
         for (int64_t row = 0; row < tile.height; row += PANEL)

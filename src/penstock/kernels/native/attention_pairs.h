@@ -32,18 +32,18 @@ PENSTOCK_INLINE void turn_pairs(uint16_t* tile, Row&& row) {
 
 // Two rows of 32 numbers to a line of each of two tiles: pairs of them, side by side.
 struct Interleave {
-    __m512i low = neighbours(0), high = neighbours(16);
+    __m512i low = neighbours(0, 32), high = neighbours(16, 48);
 
     PENSTOCK_INLINE void operator()(__m512i first, __m512i second, uint16_t* line) const {
         _mm512_storeu_si512(line, _mm512_permutex2var_epi16(first, low, second));
         _mm512_storeu_si512(line + TILE, _mm512_permutex2var_epi16(first, high, second));
     }
-    // Numbers `from` .. `from + 16` of two vectors, in turn.
-    static __m512i neighbours(int from) {
+    // Numbers of a vector, or, from 32 on, of a second one: 16 from `first` and 16 from `second` on, in turn.
+    static PENSTOCK_INLINE __m512i neighbours(int first, int second) {
         uint16_t index[32];
         for (int i = 0; i < 16; ++i) {
-            index[2 * i] = static_cast<uint16_t>(from + i);
-            index[2 * i + 1] = static_cast<uint16_t>(32 + from + i);
+            index[2 * i] = static_cast<uint16_t>(first + i);
+            index[2 * i + 1] = static_cast<uint16_t>(second + i);
         }
         return _mm512_loadu_si512(index);
     }
@@ -81,7 +81,7 @@ struct PairPanels {
 
     // The first `left` of 32 numbers, zeros behind them.
     static PENSTOCK_INLINE __m512i load_32(const uint16_t* from, int64_t left) {
-        return _mm512_maskz_loadu_epi16(left >= 32 ? ~0U : (1U << left) - 1, from);
+        return left >= 32 ? _mm512_loadu_si512(from) : _mm512_maskz_loadu_epi16((1U << left) - 1, from);
     }
 };
 

@@ -18,6 +18,11 @@ struct VectorUnit {
     static int64_t right_size(int64_t k) { return std::max<int64_t>(k * PANEL, MAX_ROWS * key_stride<Side>()); }
     static Vec weight(Vec v) { return v; }
 
+    template <int N>
+    static PENSTOCK_INLINE void keep(float* to, int64_t key, Vec* weights) {
+        store_weights<N>(to, key, weights);
+    }
+
     // To [k][block rows] for each block.
     static void lay_out(const float* panels, int64_t padded, int64_t rows, int64_t k, float* left) {
         for (int64_t first = 0, height; first < rows; first += height) {

@@ -5,7 +5,8 @@
 //   T            the numbers of x and of the packed weight;  Left: of x as it is laid out, `depth(k)` a row
 //   lay_out      a row of x to every `height`-th Left;  lefts: LANES Lefts of it from one of them on, then zeros
 //   LEFT_BYTES   of a panel for each Left;  weight_at: where in a panel the weights of a Left begin
-//   open         a part of a panel, in the form in which several blocks are multiplied with it one after the other
+//   at_once      how many Lefts make a part of a panel, which stays in a cache while so many blocks are multiplied with it
+//   open         a part in the form in which they are, perhaps in OPENED floats of memory
 //   multiply     a block times a panel, as it lies or opened, over some Lefts
 #pragma once
 
@@ -21,7 +22,6 @@ namespace penstock {
 namespace {
 
 constexpr int MAX_ROWS = LANES == 16 ? 12 : 6;  // 2 * MAX_ROWS sums, two weights and an x fill the registers
-constexpr int64_t LEFTS_AT_ONCE = 128;          // of K: 16 KiB of a panel at most, which stay in the first-level cache
 constexpr int64_t CACHED_BYTES = 1 << 19;       // of laid-out rows; processors without AMX have 0.5 to 2 MiB a core
 constexpr int64_t LINE_BYTES = 64;
 constexpr int64_t AHEAD_BYTES = 8192;           // how far ahead a panel is fetched that is used once
@@ -123,8 +123,8 @@ void stream_panel(const Product& p, const typename Unit::Left* rows, int64_t pan
     finish<T>(p, sums, panel, row, height);
 }
 
-// One panel times blocks `begin` .. `end` of the rows; sums [blocks][MAX_ROWS][PANEL]. A part of the panel is opened
-// for all of them, and each fetches its share of the part behind it.
+// One panel times blocks `begin` .. `end` of the rows; sums [blocks][MAX_ROWS][PANEL], or, where the panel is one part,
+// a block's. A part of the panel is opened for all of them, and each fetches its share of the part behind it.
 template <class Unit>
 void share_panel(const Product& p, const typename Unit::Left* rows, int64_t panel, const Blocks& blocks, int64_t begin,
                  int64_t end, float* sums) {
@@ -132,13 +132,14 @@ void share_panel(const Product& p, const typename Unit::Left* rows, int64_t pane
     const int64_t depth = Unit::depth(p.k), stride = ceil_div(Unit::LEFT_BYTES, end - begin);
     const T* w = static_cast<const T*>(p.weight) + panel * packed_size(1, p.k, p.type);
     float* opened = sums + (end - begin) * MAX_ROWS * PANEL;
-    for (int64_t i = 0; i < depth; i += LEFTS_AT_ONCE) {
-        const int64_t count = at_most(depth - i, LEFTS_AT_ONCE);
+    const int64_t at_once = Unit::at_once(end - begin), sums_apart = depth > at_once ? MAX_ROWS * PANEL : 0;
+    for (int64_t i = 0; i < depth; i += at_once) {
+        const int64_t count = at_most(depth - i, at_once);
         const auto* part = Unit::open(w + Unit::weight_at(i), count, opened);
         const char* behind = reinterpret_cast<const char*>(w + Unit::weight_at(i)) + count * Unit::LEFT_BYTES;
         for (int64_t block = begin; block < end; ++block) {
             const int64_t row = blocks.first(block), height = blocks.height(block);
-            float* mine = sums + (block - begin) * MAX_ROWS * PANEL;
+            float* mine = sums + (block - begin) * sums_apart;
             const Fetch fetch{behind + (block - begin) * stride * count, stride};
             if (i + count == depth) claim(p, panel, row, height);
             multiply_block<Unit>(height, rows + row * depth + i * height, part, mine, count, i == 0, fetch);
@@ -203,7 +204,7 @@ void linear(Context& context, const Product& p) {
     lay_all<Unit>(context, p, blocks, rows);
     const Chunks chunks(blocks.count, MAX_ROWS * row_bytes, CACHED_BYTES);
     const int64_t sums_bytes = ceil_div(blocks.count, chunks.count) * MAX_ROWS * PANEL * static_cast<int64_t>(sizeof(float));
-    context.reserve_own(sums_bytes + LEFTS_AT_ONCE * PANEL * static_cast<int64_t>(sizeof(float)));
+    context.reserve_own(sums_bytes + Unit::OPENED * static_cast<int64_t>(sizeof(float)));
     each_panel(context, chunks, ceil_div(p.n, PANEL), [&](int64_t panel, int64_t begin, int64_t end, int thread) {
         float* sums = context.own_array<float>(thread);
         if (end - begin == 1) return stream_panel<Unit>(p, rows, panel, blocks, begin, sums);
@@ -216,7 +217,7 @@ template <class Unit>
 double register_loop(Context& context, int64_t rounds) {
     using Left = typename Unit::Left;
     using T = typename Unit::T;
-    constexpr int64_t COUNT = LEFTS_AT_ONCE / 2, LEFT_BYTES = COUNT * MAX_ROWS * sizeof(Left);
+    constexpr int64_t COUNT = 64, LEFT_BYTES = COUNT * MAX_ROWS * sizeof(Left);
     constexpr int64_t SUM_BYTES = MAX_ROWS * PANEL * sizeof(float), PANEL_BYTES = COUNT * PANEL * 4;
     const double operations = 2.0 * MAX_ROWS * PANEL * static_cast<double>(2 * COUNT / Unit::depth(2));
     return time_rounds(context, rounds, LEFT_BYTES + PANEL_BYTES + SUM_BYTES, operations, [](char* memory) {

@@ -1,4 +1,4 @@
-// bfloat16 with VDPBF16PS: its products, and attention made of them; the rest as for AVX-512.
+// bfloat16 with VDPBF16PS and what rounds to it: products, attention made of them, and all that is done to single rows.
 #include "attention_all.h"
 #include "attention_few.h"
 #include "attention_lanes.h"
@@ -53,15 +53,6 @@ struct PairSide {
             turn_square(reinterpret_cast<float*>(to) + i / 2 * PANEL, depth(width - i),
                         [&](int64_t r) { return pairs_of(row(r, i), row(r, i + LANES)); });
     }
-
-    static void keep_weights(float* weights, int64_t count) {
-        for (int64_t key = 0; key < count; key += 2)
-            for (int64_t lane = 0; lane < PANEL; lane += LANES) {
-                const float* from = weights + key * PANEL + lane;
-                const BitVec first = (BitVec)load(from), second = key + 1 < count ? (BitVec)load(from + PANEL) : BitVec{};
-                store(weights + key / 2 * PANEL + lane, (Vec)((first >> 16) | (second & 0xffff0000U)));
-            }
-    }
 };
 
 // Attention for a cache of bfloat16. Queries are what they are in bfloat16; weights are rounded to it.
@@ -76,6 +67,24 @@ struct QueryUnit : PairPanels {
     }
     static int64_t right_size(int64_t k) {
         return std::max<int64_t>(PairPanels::right_size(k), MAX_ROWS * 2 * key_stride<Side>());
+    }
+
+    // Rounded by an instruction as `weight` would round them: none is so small that it would count as nothing there.
+    template <int N>
+    static PENSTOCK_INLINE void keep(float* to, int64_t key, Vec* weights) {
+        if constexpr (N == 1) {
+            float* line = to + key / 2 * PANEL;
+            weights[0] = weight(weights[0]);
+            store(line, (Vec)(key % 2 ? (BitVec)load(line) | (BitVec)weights[0] : (BitVec)weights[0] >> 16));
+        } else {
+            each<N / 2>([&](int j) {
+                const auto both = _mm512_cvtne2ps_pbh((__m512)weights[2 * j + 1], (__m512)weights[2 * j]);
+                const auto pairs = (BitVec)_mm512_permutexvar_epi16(Interleave::neighbours(0, 16), (__m512i)both);
+                weights[2 * j] = (Vec)(pairs << 16);
+                weights[2 * j + 1] = (Vec)(pairs & 0xffff0000U);
+                store(to + (key / 2 + j) * PANEL, (Vec)pairs);
+            });
+        }
     }
 
     // To [pair][block rows] for each block. Whole vectors are written, ever further on: what is too much of one, the next
@@ -119,6 +128,8 @@ void attention_pairs(Context& context, const Attention* sets, int64_t count) {
 Kernels avx512_bf16_kernels() {
     Kernels kernels = avx512_kernels();
     kernels.linear[BFLOAT16] = linear<PairUnit>;
+    kernels.prepare[BFLOAT16] = prepare<uint16_t>;
+    kernels.heads[BFLOAT16] = place_heads<uint16_t>;
     kernels.attention[BFLOAT16] = attention_pairs;
     kernels.register_loop[BFLOAT16] = register_loop<PairUnit>;
     return kernels;

@@ -59,9 +59,7 @@ PENSTOCK_INLINE Vec fma(Vec a, Vec b, Vec c) {
 }
 
 // bfloat16 is the upper half of float32.
-PENSTOCK_INLINE Vec load(const uint16_t* from) {
-    HalfVec half;
-    std::memcpy(&half, from, sizeof half);
+PENSTOCK_INLINE Vec widened(HalfVec half) {
 #if defined(__AVX512F__)  // GCC 12 converts in two halves by itself
     const BitVec wide = (BitVec)_mm512_maskz_cvtepu16_epi32(0xffff, (__m256i)half);
 #elif defined(__AVX2__)
@@ -70,6 +68,12 @@ PENSTOCK_INLINE Vec load(const uint16_t* from) {
     const BitVec wide = __builtin_convertvector(half, BitVec);
 #endif
     return (Vec)(wide << 16);
+}
+
+PENSTOCK_INLINE Vec load(const uint16_t* from) {
+    HalfVec half;
+    std::memcpy(&half, from, sizeof half);
+    return widened(half);
 }
 
 // The two neighbours along K of each column, from packed pairs.
@@ -83,21 +87,25 @@ PENSTOCK_INLINE Pair load_pairs(const uint16_t* from) {
     return {(Vec)(pairs << 16), (Vec)(pairs & 0xffff0000U)};
 }
 
-// Of bfloat16 the upper halves: to the nearest, ties to even; a NaN stays one (its upper half could otherwise become
-// infinity).
-PENSTOCK_INLINE BitVec rounded_bits(Vec v) {
+// To bfloat16, the nearest, ties to even; a NaN stays one (its upper half could otherwise become infinity). What has
+// an instruction for it takes what is smaller than any normal float32 for 0, as its products do.
+PENSTOCK_INLINE HalfVec narrowed(Vec v) {
+#if defined(__AVX512BF16__)
+    return (HalfVec)_mm512_cvtneps_pbh((__m512)v);
+#else
     const BitVec bits = (BitVec)v;
     const BitVec rounded = bits + 0x7fffU + ((bits >> 16) & 1U);
-    return v == v ? rounded : (bits | 0x400000U);
+    const BitVec chosen = (v == v ? rounded : (bits | 0x400000U)) >> 16;
+#if defined(__AVX512F__)
+    return (HalfVec)_mm512_maskz_cvtepi32_epi16(0xffff, (__m512i)chosen);
+#else
+    return __builtin_convertvector(chosen, HalfVec);
+#endif
+#endif
 }
 
 PENSTOCK_INLINE void store(uint16_t* to, Vec v) {
-    const BitVec chosen = rounded_bits(v);
-#if defined(__AVX512F__)
-    const HalfVec half = (HalfVec)_mm512_maskz_cvtepi32_epi16(0xffff, (__m512i)(chosen >> 16));
-#else
-    const HalfVec half = __builtin_convertvector(chosen >> 16, HalfVec);
-#endif
+    const HalfVec half = narrowed(v);
     std::memcpy(to, &half, sizeof half);
 }
 
@@ -169,13 +177,34 @@ PENSTOCK_INLINE void store_some(T* to, Vec v, int64_t count) {
 template <class T>
 PENSTOCK_INLINE Vec rounded(Vec v) {
     if constexpr (sizeof(T) == sizeof(float)) return v;
-    return (Vec)(rounded_bits(v) & 0xffff0000U);
+    return widened(narrowed(v));
 }
 
 // The lanes of the upper half of the first `2 * half`, in the place of the lower.
 PENSTOCK_INLINE Vec upper(Vec v, int half) {
     const IntVec from = lane_numbers() + half;
     return pick(v, v, from & (LANES - 1));
+}
+
+// The higher and the lower of two in each lane; where one is not a number, b: one instruction.
+PENSTOCK_INLINE Vec higher(Vec a, Vec b) {
+#if defined(__AVX512F__)
+    return _mm512_maskz_max_ps(0xffff, a, b);
+#elif defined(__AVX2__)
+    return _mm256_max_ps(a, b);
+#else
+    return a > b ? a : b;
+#endif
+}
+
+PENSTOCK_INLINE Vec lower(Vec a, Vec b) {
+#if defined(__AVX512F__)
+    return _mm512_maskz_min_ps(0xffff, a, b);
+#elif defined(__AVX2__)
+    return _mm256_min_ps(a, b);
+#else
+    return a < b ? a : b;
+#endif
 }
 
 // Both by halves, so that the order depends on the width of a vector alone.
@@ -188,26 +217,52 @@ PENSTOCK_INLINE float total(Vec v) {
 PENSTOCK_INLINE float highest(Vec v) {
 #pragma GCC unroll 4
     for (int half = LANES / 2; half; half /= 2) {
-        const Vec other = upper(v, half);
-        v = v > other ? v : other;
+        v = higher(v, upper(v, half));
     }
     return v[0];
 }
 
-// e to the x as in exact.py: the same operations in the same order, so the same bits on every instruction set.
-PENSTOCK_INLINE Vec exp(Vec x) {
-    constexpr float NEAREST = 12582912.0F;  // 1.5 * 2^23: adding it leaves no bits behind the point
-    x = x < -87.0F ? splat(-87.0F) : x;
-    x = x > 88.0F ? splat(88.0F) : x;
-    const Vec n = (x * 1.4426950408889634F + NEAREST) - NEAREST;
-    const Vec r = (x - n * 0.693145751953125F) - n * 1.42860682030941723212e-6F;
-    Vec power = splat(1.0F / 5040);
-    for (const float c : {1.0F / 720, 1.0F / 120, 1.0F / 24, 1.0F / 6, 0.5F, 1.0F, 1.0F}) power = power * r + c;
-    const IntVec exponent = __builtin_convertvector(n, IntVec) + 127;
-    return power * (Vec)(exponent << 23);
+// How many vectors go through the longer formulas side by side: in one alone, each operation waits for the one before.
+constexpr int TOGETHER = LANES == 16 ? 4 : 2;
+
+// Calls body(j) for numbers below N, each a constant.
+template <int N, class Body>
+PENSTOCK_INLINE void each(Body&& body) {
+#pragma GCC unroll 16  // so that the vectors stay in registers
+    for (int j = 0; j < N; ++j) body(j);
 }
 
-PENSTOCK_INLINE Vec sigmoid(Vec x) { return 1.0F / (exp(-x) + 1.0F); }
+// x becomes e to the x as in exact.py: the same operations in the same order, so the same bits on every instruction set.
+template <int N>
+PENSTOCK_INLINE void exp(Vec* x) {
+    constexpr float NEAREST = 12582912.0F;  // 1.5 * 2^23: adding it leaves no bits behind the point
+    Vec n[N], r[N], power[N];
+    each<N>([&](int j) { x[j] = lower(splat(88.0F), higher(splat(-87.0F), x[j])); });
+    each<N>([&](int j) { n[j] = (x[j] * 1.4426950408889634F + NEAREST) - NEAREST; });
+    each<N>([&](int j) { r[j] = (x[j] - n[j] * 0.693145751953125F) - n[j] * 1.42860682030941723212e-6F; });
+    each<N>([&](int j) { power[j] = splat(1.0F / 5040); });
+#pragma GCC unroll 7
+    for (const float c : {1.0F / 720, 1.0F / 120, 1.0F / 24, 1.0F / 6, 0.5F, 1.0F, 1.0F})
+        each<N>([&](int j) { power[j] = power[j] * r[j] + c; });
+    each<N>([&](int j) { x[j] = power[j] * (Vec)((__builtin_convertvector(n[j], IntVec) + 127) << 23); });
+}
+
+PENSTOCK_INLINE Vec exp(Vec x) {
+    exp<1>(&x);
+    return x;
+}
+
+template <int N>
+PENSTOCK_INLINE void sigmoid(Vec* x) {
+    each<N>([&](int j) { x[j] = -x[j]; });
+    exp<N>(x);
+    each<N>([&](int j) { x[j] = 1.0F / (x[j] + 1.0F); });
+}
+
+PENSTOCK_INLINE Vec sigmoid(Vec x) {
+    sigmoid<1>(&x);
+    return x;
+}
 
 // As in exact.py.
 PENSTOCK_INLINE Vec tanh(Vec x) { return sigmoid(x * 2.0F) * 2.0F - 1.0F; }
