@@ -76,7 +76,7 @@ class ToyEngine:
     output_tokens: int = 0
     steps: int = 0
 
-    def add(self, request: Request, expected_tokens: int | None = None) -> int:
+    def add(self, request: Request, expected_tokens: int | None = None, *, shared_tokens: int | None = None) -> int:
         prompt = bytes(request.prompt_tokens).decode()
         if "TOO BIG" in prompt:
             raise RowError(RowErrorCode.KV_TOO_SMALL, "the prompt has 9 tokens and the KV memory holds 8")

@@ -41,7 +41,15 @@ def test_idle_blocks_are_evicted_in_the_order_in_which_they_were_let_go() -> Non
         order.append(block_or_none)
         pool.evict(block_or_none)
     assert order == [0, 2, 1]
-    assert pool.take() == 0
+
+
+def test_of_the_free_blocks_the_one_that_was_used_last_is_taken_first() -> None:
+    """Memory that was never touched is not there yet: the others' is."""
+    pool = BlockPool(4)
+    assert [pool.take(), pool.take()] == [0, 1]
+    pool.release(0)
+    pool.release(1)
+    assert [pool.take() for _ in range(4)] == [1, 0, 2, 3]
 
 
 def test_a_postponed_block_goes_after_all_that_are_idle() -> None:

@@ -39,6 +39,14 @@ def order(prompts: list[list[int]], expected: list[int], *, min_tokens: int = 1)
         return ListPlan(prompts, expected).order
 
 
+@given(PROMPTS)
+def test_each_prompt_knows_how_much_of_it_another_one_begins_with(prompts: list[list[int]]) -> None:
+    plan = ListPlan(prompts, [1] * len(prompts))
+    for index, prompt in enumerate(prompts):
+        others = (other for number, other in enumerate(prompts) if number != index)
+        assert plan.shared_tokens[index] == max((common(prompt, other) for other in others), default=0)
+
+
 def distinct_tokens(prompts: list[list[int]]) -> int:
     return len({tuple(p[:n]) for p in prompts for n in range(1, len(p) + 1)})
 

@@ -67,6 +67,7 @@ def test_rows_with_one_prefix_run_together_and_bad_ones_first(path: Path) -> Non
         longest_tokens=11,
     )
     assert [(n.depth, n.rows) for n in plan.nodes()] == [(0, 0), (2, 2), (2, 2)]
+    assert {row.row: row.shared_tokens for row in plan.rows()} == {0: 2, 1: 2, 2: None, 3: 2, 4: 2, 5: None}
     reader = LineReader(path)
     for row in plan.rows():
         assert row.at is not None
@@ -271,6 +272,7 @@ def test_a_higher_priority_runs_first_and_rows_without_one_run_last_and_are_coun
         assert found[2:4] == [0, 6]  # whatever their lengths
         assert set(found[4:]) == {2, 4, 5}
         assert plan.counts()["without_priority"] == 3
+        assert {row.shared_tokens for row in plan.rows()} == {None}, "each priority has a tree of its own"
         plan.reorder(lambda node, prompt_tokens, guess: 62 - guess)
         assert numbers(plan.rows())[2:4] == [0, 6]
         plan.close()

@@ -51,7 +51,7 @@ def test_the_longest_of_several_beginnings_wins() -> None:
     _, tree = tree_with([1, 2, 3, 4, 5, 6, 7, 8], [1, 2, 3, 4, 5, 6, 9, 9], [1, 2, 3, 4, 5])
     match = tree.match(SPACE, [1, 2, 3, 4, 5, 6, 9, 1, 1], limit=8)
     assert blocks(match.nodes) == [0]
-    assert match.part == PartOfBlock(3, 3)
+    assert match.part == PartOfBlock(2, 3)
 
 
 def test_nothing_is_shared_between_namespaces() -> None:
@@ -88,3 +88,18 @@ def test_leaves_are_evicted_before_what_they_depend_on() -> None:
         held.append(blocks(tree.match(SPACE, [1, 2, 3, 4, 5, 6, 7, 8, 9], limit=8).nodes))
     assert held == [[0], [0], []]
     assert pool.counts().free == 16
+
+
+def test_what_nobody_will_look_for_is_given_up_unless_others_use_it_or_went_on_from_it() -> None:
+    pool, tree = tree_with([1, 2, 3, 4, 5, 6, 7, 8, 9], [1, 2, 3, 4, 9, 9, 9, 9])
+    pool.lock(0)
+    pool.lock(1)
+    tree.forget([2, 1, 0])
+    tree.verify()
+    assert blocks(tree.match(SPACE, [1, 2, 3, 4, 5, 6, 7, 8, 9, 9], limit=9).nodes) == [0, 1]
+    pool.release(1)
+    pool.release(0)
+    tree.forget([1, 0])
+    tree.verify()
+    assert blocks(tree.match(SPACE, [1, 2, 3, 4, 9, 9, 9, 9, 9], limit=8).nodes) == [0, 3]
+    assert (pool.counts().free, pool.counts().idle) == (14, 2)

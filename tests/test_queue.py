@@ -19,7 +19,7 @@ class BriefEngine(ToyEngine):
 
     expected: list[int | None] = field(default_factory=list)
 
-    def add(self, request: Request, expected_tokens: int | None = None) -> int:
+    def add(self, request: Request, expected_tokens: int | None = None, *, shared_tokens: int | None = None) -> int:
         self.expected.append(expected_tokens)
         tokens = 1 + request.prompt_tokens[-1] % 4
         return super().add(replace(request, params=replace(request.params, max_tokens=tokens)), expected_tokens)

@@ -498,7 +498,7 @@ def test_the_plan_is_revised_when_answers_are_shorter_than_guessed(tmp_path: Pat
     model = ToyModel()
     engine = model.engine
     original = engine.add
-    engine.add = lambda request, expected_tokens=None: original(_brief(request))  # type: ignore[method-assign]
+    engine.add = lambda request, *_, **__: original(_brief(request))  # type: ignore[method-assign]
     run_job(job_at(tmp_path), model)
     first, last = engine.started[:32], engine.started[-150:]
     assert all(p.startswith("brief") for p in first)

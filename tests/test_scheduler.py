@@ -28,13 +28,25 @@ class Bench:
     content: dict[tuple[int, int], tuple[int, ...]] = field(default_factory=dict)
 
     def add(
-        self, tokens: list[int], *, max_tokens: int = 4, expected: int | None = None, namespace: Namespace | None = None
+        self,
+        tokens: list[int],
+        *,
+        max_tokens: int = 4,
+        expected: int | None = None,
+        shared: int | None = None,
+        namespace: Namespace | None = None,
     ) -> Sequence:
         params = SamplingParams(max_tokens=max_tokens, temperature=0.0)
         request = Request((TokenSpan(tuple(tokens)),), params, namespace=namespace or Namespace())
         number = len(self.sequences)
         sequence = Sequence(
-            number, request, sample=0, eos_ids=frozenset(), context_tokens=10_000, expected_tokens=expected
+            number,
+            request,
+            sample=0,
+            eos_ids=frozenset(),
+            context_tokens=10_000,
+            expected_tokens=expected,
+            shared_tokens=shared,
         )
         self.sequences[number] = sequence
         self.scheduler.add(sequence)
@@ -191,6 +203,20 @@ def test_of_what_is_idle_the_prefix_of_the_next_one_goes_last() -> None:
     assert b.scheduler.stats().cached_tokens == 4
 
 
+def test_what_no_other_one_begins_with_makes_room_at_once() -> None:
+    b = bench(num_blocks=20, max_sequences=1)
+    used = set()
+    for last in range(4):
+        sequence = b.add([1, 2, 3, 4, last, *range(last, last + 7)], max_tokens=5, shared=4)
+        while sequence.end is None:
+            b.step()
+            b.check()
+            used |= set(sequence.blocks)
+    assert used == {0, 1, 2, 3}, "one block of what is shared, and three that all used"
+    assert b.scheduler.stats().cached_tokens == 3 * 4
+    assert b.scheduler.pool.counts().idle == 1
+
+
 def test_a_sequence_that_outgrows_all_blocks_is_given_up_alone() -> None:
     b = bench(num_blocks=2)
     lonely = b.add([1, 2, 3, 4, 5, 6], max_tokens=20)
@@ -266,7 +292,7 @@ def test_any_sequence_of_actions_keeps_the_invariants(
         if action == "add":
             assert isinstance(argument, list)
             if -(-(len(argument) + 1) // 4) <= num_blocks:
-                b.add(argument, max_tokens=number)
+                b.add(argument, max_tokens=number, shared=None if number % 2 else number)
         elif action == "step":
             assert isinstance(argument, int)
             for _ in range(argument):

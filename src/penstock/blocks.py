@@ -2,7 +2,8 @@
 
 Owns only numbers: no tokens (see `prefix.py`) and no tensors (see `kv.py`).
 One idea: a block that no sequence uses, but whose content is still known to the prefix tree, is *idle*, and idle
-blocks stand in the order in which they were let go, so the first is always the one to evict.
+blocks stand in the order in which they were let go, so the first is always the one to evict. Of the free blocks the
+one that was used last is taken first: memory that was never touched is not there yet.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ class BlockPool:
         if self._kept[block]:
             self._idle[block] = None
         else:
-            self._free.append(block)
+            self._free.appendleft(block)
 
     def keep(self, block: int) -> None:
         """Keep a used block's content once its users are gone."""
@@ -71,7 +72,7 @@ class BlockPool:
         """Give up an idle block's content: it is free."""
         del self._idle[block]
         self._kept[block] = False
-        self._free.append(block)
+        self._free.appendleft(block)
 
     def postpone(self, block: int) -> None:
         """Give up an idle block after all others that are idle now; other blocks stay as they are."""
@@ -82,6 +83,10 @@ class BlockPool:
     def oldest_idle(self) -> int | None:
         """The block that has been idle longest."""
         return next(iter(self._idle), None)
+
+    def is_idle(self, block: int) -> bool:
+        """Whether no sequence uses a block whose content is kept."""
+        return block in self._idle
 
     def num_references(self, block: int) -> int:
         """How many users a block has."""

@@ -119,8 +119,11 @@ class Engine:
         self._output_tokens = 0
         self._budget_at_start = scheduler.token_budget
 
-    def add(self, request: Request, expected_tokens: int | None = None) -> int:
-        """Queue a request; gives its number. `expected_tokens`: the length to reckon with for each of its answers.
+    def add(self, request: Request, expected_tokens: int | None = None, *, shared_tokens: int | None = None) -> int:
+        """Queue a request; gives its number.
+
+        `expected_tokens`: the length to reckon with for each of its answers. `shared_tokens`: with how many of its
+        first tokens other requests may begin, so that what is behind them need not be kept for these; None: with all.
 
         Raises:
             RowError: `kv_too_small`, where its prompt can never fit.
@@ -136,10 +139,12 @@ class Engine:
         live = _Live(self._num_requests)
         self._live[live.number] = live
         for sample in range(request.params.n):
-            self._add_sequence(live, request, sample=sample, expected_tokens=expected_tokens)
+            self._add_sequence(live, request, sample, expected_tokens, shared_tokens if request.params.n == 1 else None)
         return live.number
 
-    def _add_sequence(self, live: _Live, request: Request, *, sample: int, expected_tokens: int | None) -> None:
+    def _add_sequence(
+        self, live: _Live, request: Request, sample: int, expected_tokens: int | None, shared_tokens: int | None
+    ) -> None:
         self._num_sequences += 1
         sequence = LiveSequence(
             self._num_sequences,
@@ -148,6 +153,7 @@ class Engine:
             eos_ids=self._eos_ids,
             context_tokens=self._context_tokens,
             expected_tokens=expected_tokens,
+            shared_tokens=shared_tokens,
         )
         live.sequences.append(sequence)
         self._owner[sequence.number] = live.number

@@ -285,6 +285,7 @@ class ListPlan:
 
     Attributes:
         order: the prompts' indices as they should run, by `Forest` and `Ranks`.
+        shared_tokens: of each prompt, with how many of its first tokens another one begins.
     """
 
     def __init__(self, prompts: Sequence[Sequence[int]], guesses: Sequence[int]) -> None:
@@ -292,8 +293,13 @@ class ListPlan:
         by_bytes = sorted(range(len(packed)), key=packed.__getitem__)
         forest = Forest(min_tokens=MIN_SHARED_TOKENS)
         self._nodes = [0] * len(packed)
+        self.shared_tokens = [0] * len(packed)
+        before = 0
         for index, place in zip(by_bytes, forest.grow(packed[index] for index in by_bytes), strict=True):
             self._nodes[index] = place.node
+            self.shared_tokens[index] = place.shared_tokens
+            self.shared_tokens[before] = max(self.shared_tokens[before], place.shared_tokens)
+            before = index
         peaks = [0] * len(forest.depths)
         for node, guess in zip(self._nodes, guesses, strict=True):
             peaks[node] = max(peaks[node], bucket(guess))

@@ -13,7 +13,7 @@ the block that has been idle longest never has a child.
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from penstock.blocks import BlockPool
@@ -116,11 +116,20 @@ class PrefixTree:
         block = self._pool.oldest_idle()
         if block is None:
             return False
+        self._forget(block)
+        return True
+
+    def forget(self, blocks: Iterable[int]) -> None:
+        """Give up those of some blocks that are idle: nobody will look for what they hold. The deepest come first."""
+        for block in blocks:
+            if self._pool.is_idle(block) and not self._nodes[block].children:  # others went on from it
+                self._forget(block)
+
+    def _forget(self, block: int) -> None:
         node = self._nodes.pop(block)
         assert not node.children, f"block {block} is idle above a block that is not"
         self._unlink(node)
         self._pool.evict(block)
-        return True
 
     def _unlink(self, node: Node) -> None:
         assert node.parent is not None

@@ -45,6 +45,7 @@ class Sequence:
         eos_ids: frozenset[int],
         context_tokens: int,
         expected_tokens: int | None = None,
+        shared_tokens: int | None = None,
     ) -> None:
         self.number = number
         self.request = request
@@ -53,6 +54,7 @@ class Sequence:
         self.tokens = list(self.prompt_tokens)
         self.logprobs: list[TokenLogprob] = []
         self.num_computed = 0
+        self.shared_tokens = shared_tokens  # with which others may begin; None: they may begin with all of them
         self.num_cached = 0  # prompt tokens found in the prefix tree when it was first admitted
         self.was_admitted = False
         self.blocks: list[int] = []

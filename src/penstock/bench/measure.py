@@ -83,11 +83,12 @@ class Bench:
     def _add(self, rows: list[Row]) -> float:
         started = time.perf_counter()
         namespace = Namespace(salt=f"workload {self._num_workloads}")
-        for index in ListPlan([row.prompt_tokens for row in rows], [row.max_tokens for row in rows]).order:
+        plan = ListPlan([row.prompt_tokens for row in rows], [row.max_tokens for row in rows])
+        for index in plan.order:
             row = rows[index]
             params = SamplingParams(max_tokens=row.max_tokens, temperature=0.0, ignore_eos=True)
             request = Request((TokenSpan(tuple(row.prompt_tokens)),), params, namespace=namespace)
-            self._engine.add(request, row.max_tokens)
+            self._engine.add(request, row.max_tokens, shared_tokens=plan.shared_tokens[index])
         return time.perf_counter() - started
 
     def _step(self) -> float:

@@ -44,8 +44,8 @@ UNFINISHED_PER_SEQUENCE = 2  # requests waiting in the engine, so that a sequenc
 class RowEngine(Protocol):
     """What a job asks of an engine (see `engine.Engine`)."""
 
-    def add(self, request: Request, expected_tokens: int | None = None) -> int:
-        """Queue a request, with the length to reckon with for its answers; gives its number."""
+    def add(self, request: Request, expected_tokens: int | None = None, *, shared_tokens: int | None = None) -> int:
+        """Queue a request, with the length to reckon with for its answers and what others share of it; its number."""
 
     def set_expected(self, number: int, expected_tokens: int | None) -> None:
         """Reckon with another length for each answer of a request; unknown or finished numbers are fine."""

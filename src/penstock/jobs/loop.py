@@ -163,7 +163,8 @@ class Loop:
             row = row._replace(cache_key=self._cache.key(request))
             known = self._cache.get(row.cache_key)
             if known is None:
-                self._running[self._loaded.engine.add(request, self._queue.expect(row.planned))] = row
+                expected, shared = self._queue.expect(row.planned), row.planned.shared_tokens
+                self._running[self._loaded.engine.add(request, expected, shared_tokens=shared)] = row
             elif self._answer(row, known):
                 self._store.count("from_cache")
 

@@ -82,6 +82,7 @@ class PlannedRow(NamedTuple):
         tokens: of its prompt, packed; None: it cannot be answered, or was not tokenized.
         node: the prefix that it shares; guess_tokens, expected_tokens: of its answer, before and after learning.
         leader: the row whose answer it gets; its own number where it is computed.
+        shared_tokens: with how many of its first tokens another row begins; None: that is not known.
     """
 
     position: int
@@ -97,6 +98,7 @@ class PlannedRow(NamedTuple):
     samples: int
     expected_tokens: int
     leader: int
+    shared_tokens: int | None
 
     @property
     def prompt_tokens(self) -> int:
@@ -170,8 +172,8 @@ class PlanTotals(NamedTuple):
 
 # The columns of a `PlannedRow` that are in the tables `prompts` and `places`.
 _PLANNED = (
-    "prompts.row, line, size_bytes, at, data, first_line, tokens, coalesce(node, 0), coalesce(guess_tokens, 0),"
-    " coalesce(prompts.samples, 1)"
+    "prompts.row, line, size_bytes, at, data, first_line, tokens, coalesce(places.node, 0),"
+    " coalesce(places.guess_tokens, 0), coalesce(prompts.samples, 1)"
 )
 
 
@@ -247,6 +249,7 @@ class PlanFile:
             self._place(forest, priority)
         if len(classes) > 1:
             self._join_classes()
+            self._note("classes", len(classes))
         rows = dict(self._db.query("SELECT node, count(*) FROM places GROUP BY node"))
         nodes = ((i, forest.parents[i], forest.depths[i], rows.get(i, 0)) for i in range(len(forest.depths)))
         self._db.write_all("INSERT INTO nodes VALUES (?, ?, ?, ?)", nodes)
@@ -384,10 +387,13 @@ class PlanFile:
         return self._select("row = ?", row)[0]
 
     def _select(self, which: str, *values: int) -> list[PlannedRow]:
+        # With what the rows beside it in the tree begin as well; of the trees of other priorities nothing is known.
+        shared = "NULL" if self._noted("classes") else "max(places.shared_tokens, coalesce(next.shared_tokens, 0))"
         found = self._db.query(
-            f"SELECT position, {_PLANNED}, expected_tokens, coalesce(leader, o.row)"
+            f"SELECT position, {_PLANNED}, expected_tokens, coalesce(places.leader, o.row), {shared}"
             f" FROM (SELECT * FROM ordered WHERE {which}) AS o"
-            " JOIN prompts USING (row) LEFT JOIN places ON places.place = o.place ORDER BY position",
+            " JOIN prompts USING (row) LEFT JOIN places ON places.place = o.place"
+            " LEFT JOIN places AS next ON next.place = o.place + 1 ORDER BY position",
             *values,
         )
         return [PlannedRow(*fields) for fields in found]
@@ -418,7 +424,7 @@ class PlanFile:
     def followers(self, leader: int) -> Generator[PlannedRow, None, None]:
         """The rows that get the answer of this one, by their places; close the iterator where it is left early."""
         found = self._db.stream(
-            f"SELECT 0, {_PLANNED}, guess_tokens, leader FROM places JOIN prompts USING (row)"
+            f"SELECT 0, {_PLANNED}, guess_tokens, leader, NULL FROM places JOIN prompts USING (row)"
             " WHERE leader = ? AND leader <> row ORDER BY place",
             leader,
         )
