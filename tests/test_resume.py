@@ -269,7 +269,7 @@ def test_a_half_done_job_under_another_dtype_is_refused_unless_accepted(model: P
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_500_rows_greedy_and_sampled_killed_and_resumed_end_with_the_same_bytes(tmp_path: Path, dtype: str) -> None:
     rows = [
-        row(f"r{n}", f"the {'thing ' * (n % 9)}{n}", max_tokens=2 + n % 6, logprobs=n % 3, temperature=n % 2)
+        row(f"r{n}", f"the {'thing ' * (n % 9)}{n}", max_tokens=6 + n % 18, logprobs=n % 3, temperature=n % 2)
         for n in range(500)
     ]
     write_rows(tmp_path / "in.jsonl", rows)
