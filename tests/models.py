@@ -82,7 +82,9 @@ def random_weights(spec: DecoderSpec, *, dtype: torch.dtype = torch.float32, see
             qkv=dense(matrix(wide, spec.hidden), vector(wide) if spec.qkv_bias else None),
             out=dense(matrix(spec.hidden, spec.heads * spec.head_dim), vector(spec.hidden) if spec.out_bias else None),
             mlp_norm=norm(spec.hidden),
-            gate_up=dense(matrix(gate_up, spec.hidden), vector(gate_up) if spec.mlp_bias else None),
+            gate_up=dense(
+                matrix(gate_up, spec.hidden), vector(gate_up) if spec.mlp_bias else None, gated=spec.has_gate
+            ),
             down=dense(matrix(spec.hidden, spec.mlp_width), vector(spec.hidden) if spec.mlp_bias else None),
             q_norm=norm(spec.head_dim) if spec.qk_norm else None,
             k_norm=norm(spec.head_dim) if spec.qk_norm else None,

@@ -153,6 +153,18 @@ def test_a_row_of_linear_has_the_same_bits_alone_anywhere_and_on_any_threads(
 
 
 @pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("out", "inner"), [(2, 3), (66, 33), (128, 48), (202, 64)])
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_gated_weight_is_the_same_matrix_in_other_places(
+    isa: str, dtype: torch.dtype, out: int, inner: int, *, bias: bool
+) -> None:
+    kernels, weight, x = native(isa), odd_weight(out, inner, dtype, bias=bias), noise(ROWS, inner, dtype=dtype)
+    packed = kernels.pack(replace(weight, gated=True))
+    assert torch.equal(kernels.linear(x, packed), kernels.linear(x, kernels.pack(weight)))
+
+
+@pytest.mark.parametrize("isa", ISAS)
 def test_many_rows_go_in_chunks_and_keep_their_bits(isa: str) -> None:
     weight = odd_weight(40, 1024, torch.bfloat16, bias=False)
     x = noise(1100, 1024, dtype=torch.bfloat16)

@@ -23,20 +23,22 @@ class Weight:
         parts: the tensors of that format, by name.
         shape: (out, in), whatever the format.
         shard_axis: which axis tensor parallelism splits; None: kept whole.
+        gated: the upper half of its rows gives a gate, the lower half what that multiplies.
     """
 
     format: Literal["dense", "packed"]
     parts: dict[str, Tensor]
     shape: tuple[int, int]
     shard_axis: int | None = None
+    gated: bool = False
 
 
-def dense(weight: Tensor, bias: Tensor | None = None, *, shard_axis: int | None = None) -> Weight:
+def dense(weight: Tensor, bias: Tensor | None = None, *, shard_axis: int | None = None, gated: bool = False) -> Weight:
     """A `dense` weight from weight [out, in] and bias [out]."""
     parts = {"weight": weight.contiguous()}
     if bias is not None:
         parts["bias"] = bias.contiguous()
-    return Weight("dense", parts, (weight.shape[0], weight.shape[1]), shard_axis)
+    return Weight("dense", parts, (weight.shape[0], weight.shape[1]), shard_axis, gated)
 
 
 @dataclass(frozen=True, slots=True)

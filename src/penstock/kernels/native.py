@@ -12,6 +12,7 @@ import mmap
 import time
 import weakref
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from penstock.kernels import native_draw
 from penstock.kernels import native_structs as structs
-from penstock.kernels.native_structs import ADDRESS, COUNT, INT, TYPES, Preparation, address
+from penstock.kernels.native_structs import ADDRESS, COUNT, INT, PANEL, TYPES, Preparation, address
 from penstock.kernels.reference import PLAIN, AttentionTiles, LayerRows, Scoring
 from penstock.models.spec import DecoderSpec
 from penstock.sampling import Draw
@@ -30,7 +31,6 @@ from penstock.weights import LayerWeights, Norm, Weight
 LIBRARY = Path(__file__).with_name("libpenstock.so")
 ISAS = ("portable", "avx2", "avx512", "avx512_bf16", "amx")  # numbered as in native/isa.h
 QUERY_ROWS = 64  # of an attention tile: they share what it costs to lay out keys and values
-PANEL = 32  # columns that a packed weight is padded to
 HUGE_PAGE = 1 << 21  # bytes
 PASSED_OVER = "not avx512_bf16, whose instruction takes twice the time of the fmas that do as much on this processor"
 
@@ -40,8 +40,8 @@ _SIGNATURES: dict[str, tuple[type | None, tuple[type, ...]]] = {
     "penstock_best_isa": (INT, (INT,)),
     "penstock_open": (ADDRESS, (INT, INT)),
     "penstock_close": (None, (ADDRESS,)),
-    "penstock_packed_size": (COUNT, (COUNT, COUNT, INT)),
-    "penstock_pack": (INT, (ADDRESS, ADDRESS, ADDRESS, COUNT, COUNT, INT)),
+    "penstock_packed_size": (COUNT, (COUNT, COUNT, INT, INT)),
+    "penstock_pack": (INT, (ADDRESS, ADDRESS, ADDRESS, COUNT, COUNT, INT, INT)),
     "penstock_gather": (INT, (ADDRESS, ADDRESS, ADDRESS, ADDRESS, COUNT, COUNT, INT)),
     "penstock_linear": (INT, (ADDRESS, ADDRESS)),
     "penstock_prepare": (INT, (ADDRESS, ADDRESS)),
@@ -77,6 +77,15 @@ def on_whole_pages(count: int, *, dtype: torch.dtype) -> Tensor:
     return torch.frombuffer(mapped, dtype=dtype, count=count, offset=first)
 
 
+def _in_panels(bias: Tensor, *, gated: bool) -> Tensor:
+    """A bias [out] as the columns of a packed weight lie, zeros where there are none."""
+    halves = bias.view(2 if gated else 1, -1)
+    each = PANEL // len(halves)
+    padded = torch.zeros(len(halves), -(-halves.shape[1] // each) * each)
+    padded[:, : halves.shape[1]] = halves
+    return padded.view(len(halves), -1, each).transpose(0, 1).reshape(-1)
+
+
 class LayerSeconds(NamedTuple):
     """Where the time of layers went: products with what is fused into them, attention, and what is neither."""
 
@@ -107,15 +116,13 @@ class Native:
     def pack(self, weight: Weight) -> Weight:
         """The weight in the layout that `linear` reads: format `packed`, the same for every instruction set."""
         matrix = weight.parts["weight"]
-        out, inner = weight.shape
-        kind = TYPES[matrix.dtype]
-        packed = on_whole_pages(self._library.penstock_packed_size(out, inner, kind), dtype=matrix.dtype)
-        self._call("penstock_pack", address(matrix), address(packed), out, inner, kind)
+        how = *weight.shape, TYPES[matrix.dtype], weight.gated
+        packed = on_whole_pages(self._library.penstock_packed_size(*how), dtype=matrix.dtype)
+        self._call("penstock_pack", address(matrix), address(packed), *how)
         parts = {"weight": packed}
         if "bias" in weight.parts:
-            parts["bias"] = torch.zeros(-(-out // PANEL) * PANEL)  # float32, as sums are
-            parts["bias"][:out] = weight.parts["bias"]
-        return Weight("packed", parts, weight.shape, weight.shard_axis)
+            parts["bias"] = _in_panels(weight.parts["bias"].float(), gated=weight.gated)  # as sums are
+        return replace(weight, format="packed", parts=parts)
 
     def embed(self, tokens: Tensor, weight: Weight) -> Tensor:
         """The rows of weight [vocab, width] for int64 tokens [rows]."""
@@ -132,7 +139,12 @@ class Native:
 
     def linear(self, x: Tensor, weight: Weight) -> Tensor:
         """x [rows, in] times a packed weight, plus its bias: [rows, out], in the dtype of x."""
-        return self._multiply(x, weight, torch.empty(x.shape[0], weight.shape[0], dtype=x.dtype))
+        rows, out = x.shape[0], weight.shape[0]
+        made = self._multiply(x, weight, torch.empty(rows, structs.plain_columns(weight), dtype=x.dtype))
+        if not weight.gated:
+            return made
+        halves = made.view(rows, -1, 2, PANEL // 2).transpose(1, 2).reshape(rows, 2, -1)
+        return halves[:, :, : out // 2].reshape(rows, out)
 
     def logits(self, x: Tensor, head: Weight, *, limit: float | None = None) -> Tensor:
         """`linear` in float32, never rounded on the way; with a limit, capped by it. The next call writes over it.

@@ -20,8 +20,10 @@ TYPES = {torch.float32: 0, torch.bfloat16: 1}  # as Type in native/ops.h
 ADDRESS, COUNT, INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
 
 
-AS_IS, RMS_NORM, LAYER_NORM, SWIGLU, GELU_TANH, GEGLU = range(6)  # as Prepare in native/ops.h
-ACTIVATIONS = {"swiglu": SWIGLU, "geglu": GEGLU, "gelu_tanh": GELU_TANH}
+AS_IS, RMS_NORM, LAYER_NORM, GELU_TANH = range(4)  # as Prepare in native/ops.h
+UNGATED, SWIGLU, GEGLU = range(3)  # as Gate
+GATES = {"swiglu": SWIGLU, "geglu": GEGLU, "gelu_tanh": UNGATED}
+PANEL = 32  # columns that a packed weight is padded to
 
 
 class Product(ctypes.Structure):
@@ -31,7 +33,7 @@ class Product(ctypes.Structure):
         *((name, ADDRESS) for name in ("x", "weight", "bias", "residual", "scale", "shift", "out")),
         *((name, COUNT) for name in ("rows", "n", "k", "x_stride", "out_stride")),
         ("eps", ctypes.c_float),
-        *((name, INT) for name in ("prepare", "plus_one", "type", "out_type")),
+        *((name, INT) for name in ("prepare", "plus_one", "type", "out_type", "gate")),
     ]
 
 
@@ -112,18 +114,27 @@ def address(x: Tensor | None) -> int | None:
     return x.data_ptr()
 
 
-def product(rows: int, weight: Weight, first: Preparation = NOTHING, *, dtype: torch.dtype) -> Product:
+def plain_columns(weight: Weight) -> int:
+    """The columns that a packed weight's product has without a gate: of a gated one all that lie in its panels."""
+    return -(-weight.shape[0] // PANEL) * PANEL if weight.gated else weight.shape[0]
+
+
+def product(
+    rows: int, weight: Weight, first: Preparation = NOTHING, *, dtype: torch.dtype, gate: int = UNGATED
+) -> Product:
     """The product of `rows` rows of `dtype` with a packed weight, without the addresses of what goes in and out.
 
     Raises:
-        ValueError: the weight is not packed, or of another type.
+        ValueError: the weight is not packed, or of another type; or a gate is wanted of one that has none.
     """
     matrix = weight.parts["weight"]
     if weight.format != "packed" or matrix.dtype != dtype:
         raise ValueError(f"the weight is {weight.format} {matrix.dtype}; a packed one of {dtype} is needed")
-    n, k = weight.shape
+    if gate and not weight.gated:
+        raise ValueError(f"the weight {list(weight.shape)} was not packed as a gate and what it multiplies")
+    n, k = weight.shape[0] // 2 if gate else plain_columns(weight), weight.shape[1]
     made = Product(weight=address(matrix), bias=address(weight.parts.get("bias")), rows=rows, n=n, k=k, out_stride=n)
-    made.x_stride = 2 * k if first.how in {SWIGLU, GEGLU} else k
+    made.x_stride, made.gate = k, gate
     made.type = made.out_type = TYPES[dtype]
     prepare(made, first)
     return made
@@ -166,12 +177,12 @@ def layer(weights: LayerWeights, keys: Tensor, values: Tensor, scoring: Scoring,
     """A layer, but for what a step brings; the library has memory for what is between its products."""
     dtype, eps = keys.dtype, spec.norm_eps
     norm = RMS_NORM if spec.norm == "rms" else LAYER_NORM
-    activation = Preparation(ACTIVATIONS[spec.mlp])
+    gate = GATES[spec.mlp]
     made = Layer(heads=_heads(weights, keys, values, spec=spec))
     made.qkv = product(0, weights.qkv, Preparation(norm, weights.attention_norm, eps), dtype=dtype)
     made.out = product(0, weights.out, dtype=dtype)
-    made.gate_up = product(0, weights.gate_up, Preparation(norm, weights.mlp_norm, eps), dtype=dtype)
-    made.down = product(0, weights.down, activation, dtype=dtype)
+    made.gate_up = product(0, weights.gate_up, Preparation(norm, weights.mlp_norm, eps), dtype=dtype, gate=gate)
+    made.down = product(0, weights.down, Preparation(AS_IS if gate else GELU_TANH), dtype=dtype)
     if weights.attention_norm_after is not None and weights.mlp_norm_after is not None:
         made.after_attention = _after(Preparation(norm, weights.attention_norm_after, eps), dtype=dtype)
         made.after_mlp = _after(Preparation(norm, weights.mlp_norm_after, eps), dtype=dtype)

@@ -109,23 +109,29 @@ class _Source:
         return whole
 
     def linear(
-        self, names: list[str], biases: list[str] | None = None, *, transposed: bool = False, shard_axis: int
+        self,
+        names: list[str],
+        biases: list[str] | None = None,
+        *,
+        transposed: bool = False,
+        shard_axis: int,
+        gated: bool = False,
     ) -> Weight:
         """The named matrices as one weight, packed; what is packed into memory of its own is read where it lies."""
         bias = None if biases is None else self.joined(biases)
         if len(names) == 1 and not transposed:
             lying = self._mapped(names[0])
-            made = self._pack_as_it_lies(lying, bias, shard_axis=shard_axis)
+            made = self._pack_as_it_lies(lying, bias, shard_axis=shard_axis, gated=gated)
             if made is not None:
                 drop_mapped(lying)
                 return made
-        return self.pack(dense(self.joined(names, transposed=transposed), bias, shard_axis=shard_axis))
+        return self.pack(dense(self.joined(names, transposed=transposed), bias, shard_axis=shard_axis, gated=gated))
 
-    def _pack_as_it_lies(self, lying: Tensor, bias: Tensor | None, *, shard_axis: int) -> Weight | None:
+    def _pack_as_it_lies(self, lying: Tensor, bias: Tensor | None, *, shard_axis: int, gated: bool) -> Weight | None:
         """None: it is not what is wanted yet, or a pack that copies nothing would keep the file mapped."""
         if lying.dtype != self.dtype or lying.device != self.device:
             return None
-        made = self.pack(dense(lying, bias, shard_axis=shard_axis))
+        made = self.pack(dense(lying, bias, shard_axis=shard_axis, gated=gated))
         return None if made.format == "dense" else made
 
     def _mapped(self, name: str) -> Tensor:
@@ -171,16 +177,18 @@ def _layer(source: _Source, spec: DecoderSpec, *, names: Names, layer: int) -> L
     def norm(name: str, *, of_heads: bool = False) -> Norm:
         return _norm(source, start + name, bias=spec.norm == "layer" and not of_heads, plus_one=spec.norm_plus_one)
 
-    def linear(parts: tuple[str, ...], *, bias: bool, shard_axis: int) -> Weight:
+    def linear(parts: tuple[str, ...], *, bias: bool, shard_axis: int, gated: bool = False) -> Weight:
         matrices, biases = ([f"{start}{part}.{kind}" for part in parts] for kind in ("weight", "bias"))
-        return source.linear(matrices, biases if bias else None, transposed=names.transposed, shard_axis=shard_axis)
+        return source.linear(
+            matrices, biases if bias else None, transposed=names.transposed, shard_axis=shard_axis, gated=gated
+        )
 
     return LayerWeights(
         attention_norm=norm(names.attention_norm),
         qkv=linear(names.qkv, bias=spec.qkv_bias, shard_axis=0),
         out=linear((names.out,), bias=spec.out_bias, shard_axis=1),
         mlp_norm=norm(names.mlp_norm),
-        gate_up=linear(names.gate_up, bias=spec.mlp_bias, shard_axis=0),
+        gate_up=linear(names.gate_up, bias=spec.mlp_bias, shard_axis=0, gated=spec.has_gate),
         down=linear((names.down,), bias=spec.mlp_bias, shard_axis=1),
         q_norm=norm(names.q_norm, of_heads=True) if spec.qk_norm else None,
         k_norm=norm(names.k_norm, of_heads=True) if spec.qk_norm else None,

@@ -13,6 +13,7 @@
 // [depth of keys][PANEL] in the place of scores [key][PANEL].
 #pragma once
 
+#include "activations.h"
 #include "attention.h"
 #include "blocks.h"
 
@@ -166,7 +167,7 @@ PENSTOCK_INLINE void weigh_lanes(const Attention& a, const Lanes& lanes, int lan
     }
     const Vec peak = lanes.see(lane, start, start + count) ? most : Vec{};
     Vec sums[LANES] = {};
-    const auto weigh = [&](auto number, int64_t first) {
+    each_together(count, [&](auto number, int64_t first) {
         constexpr int N = number;
         Vec weights[N];
         each<N>([&](int j) { weights[j] = load(scores + (first + j) * PANEL + lane) - peak; });
@@ -174,10 +175,7 @@ PENSTOCK_INLINE void weigh_lanes(const Attention& a, const Lanes& lanes, int lan
         each<N>([&](int j) { weights[j] = seen(first + j) ? weights[j] : Vec{}; });
         Unit::template keep<N>(scores + lane, first, weights);
         each<N>([&](int j) { sums[(first + j) % LANES] += weights[j]; });
-    };
-    int64_t key = 0;
-    for (; key + TOGETHER <= count; key += TOGETHER) weigh(std::integral_constant<int, TOGETHER>(), key);
-    for (; key < count; ++key) weigh(std::integral_constant<int, 1>(), key);
+    });
     for (int half = LANES / 2; half; half /= 2)
         for (int i = 0; i < half; ++i) sums[i] += sums[i + half];
     store(highest + lane, peak);

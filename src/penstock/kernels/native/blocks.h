@@ -116,7 +116,7 @@ void stream_panel(const Product& p, const typename Unit::Left* rows, int64_t pan
                   float* sums) {
     using T = typename Unit::T;
     const int64_t depth = Unit::depth(p.k), row = blocks.first(block), height = blocks.height(block);
-    const T* w = static_cast<const T*>(p.weight) + panel * packed_size(1, p.k, p.type);
+    const T* w = static_cast<const T*>(p.weight) + panel * panel_size(p.k, p.type);
     const Fetch fetch{reinterpret_cast<const char*>(w) + AHEAD_BYTES, Unit::LEFT_BYTES};
     claim(p, panel, row, height);
     multiply_block<Unit>(height, rows + row * depth, w, sums, depth, true, fetch);
@@ -130,7 +130,7 @@ void share_panel(const Product& p, const typename Unit::Left* rows, int64_t pane
                  int64_t end, float* sums) {
     using T = typename Unit::T;
     const int64_t depth = Unit::depth(p.k), stride = ceil_div(Unit::LEFT_BYTES, end - begin);
-    const T* w = static_cast<const T*>(p.weight) + panel * packed_size(1, p.k, p.type);
+    const T* w = static_cast<const T*>(p.weight) + panel * panel_size(p.k, p.type);
     float* opened = sums + (end - begin) * MAX_ROWS * PANEL;
     const int64_t at_once = Unit::at_once(end - begin), sums_apart = depth > at_once ? MAX_ROWS * PANEL : 0;
     for (int64_t i = 0; i < depth; i += at_once) {
@@ -205,7 +205,7 @@ void linear(Context& context, const Product& p) {
     const Chunks chunks(blocks.count, MAX_ROWS * row_bytes, CACHED_BYTES);
     const int64_t sums_bytes = ceil_div(blocks.count, chunks.count) * MAX_ROWS * PANEL * static_cast<int64_t>(sizeof(float));
     context.reserve_own(sums_bytes + Unit::OPENED * static_cast<int64_t>(sizeof(float)));
-    each_panel(context, chunks, ceil_div(p.n, PANEL), [&](int64_t panel, int64_t begin, int64_t end, int thread) {
+    each_panel(context, chunks, p.panels(), [&](int64_t panel, int64_t begin, int64_t end, int thread) {
         float* sums = context.own_array<float>(thread);
         if (end - begin == 1) return stream_panel<Unit>(p, rows, panel, blocks, begin, sums);
         share_panel<Unit>(p, rows, panel, blocks, begin, end, sums);

@@ -58,7 +58,7 @@ struct Configured {
 }  // namespace
 
 void linear_amx(Context& context, const Product& p) {
-    const int64_t steps = ceil_div(p.k, STEP), panels = ceil_div(p.n, PANEL), blocks = ceil_div(p.rows, BLOCK);
+    const int64_t steps = ceil_div(p.k, STEP), panels = p.panels(), blocks = ceil_div(p.rows, BLOCK);
     auto* rows = context.rows.reserve_array<uint16_t>(static_cast<size_t>(blocks * steps * BLOCK_STEP));
     lay_rows<uint16_t>(context, p, blocks * BLOCK / ROWS_A_TASK, [](int64_t task) { return task * ROWS_A_TASK; },
                        [&](int64_t row, const uint16_t* x) { lay_out(x, row, p.k, rows); });

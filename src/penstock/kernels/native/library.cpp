@@ -68,12 +68,13 @@ PENSTOCK_API void penstock_close(Context* context) {
     if (getpid() == context->owner) delete context;
 }
 
-PENSTOCK_API int64_t penstock_packed_size(int64_t n, int64_t k, int type) {
-    return packed_size(n, k, static_cast<Type>(type));
+PENSTOCK_API int64_t penstock_packed_size(int64_t n, int64_t k, int type, int gated) {
+    return packed_size(n, k, static_cast<Type>(type), gated != 0);
 }
 
-PENSTOCK_API int penstock_pack(Context* context, const void* w, void* packed, int64_t n, int64_t k, int type) {
-    return guarded(context, [&] { pack(context->pool, w, packed, n, k, static_cast<Type>(type)); });
+PENSTOCK_API int penstock_pack(
+    Context* context, const void* w, void* packed, int64_t n, int64_t k, int type, int gated) {
+    return guarded(context, [&] { pack(context->pool, w, packed, n, k, static_cast<Type>(type), gated != 0); });
 }
 
 PENSTOCK_API int penstock_gather(

@@ -22,13 +22,17 @@ enum Type : int { FLOAT32 = 0, BFLOAT16 = 1 };
 struct Context;
 
 // What happens to a row of x before it is multiplied, while it is laid out for the kernel anyway.
-enum Prepare : int { AS_IS = 0, RMS_NORM = 1, LAYER_NORM = 2, SWIGLU = 3, GELU_TANH = 4, GEGLU = 5 };
+enum Prepare : int { AS_IS = 0, RMS_NORM = 1, LAYER_NORM = 2, GELU_TANH = 3 };
+
+// What becomes of the numbers of a gated weight, whose panels hold 16 columns of a gate and then 16 that it multiplies:
+// the activation of the one times the other. Both are numbers of the output's type before.
+enum Gate : int { UNGATED = 0, SWIGLU = 1, GEGLU = 2 };
 
 // out [rows, n] = x [rows, k] times a packed weight, plus bias, plus residual. See packing.h for the packed layouts.
 struct Product {
-    const void* x;         // of `type`; rows are `x_stride` elements apart; [rows, 2 k] for SWIGLU and GEGLU, gate before up
+    const void* x;         // of `type`; rows are `x_stride` elements apart
     const void* weight;    // of `type`, packed
-    const float* bias;     // [panels * PANEL], or null
+    const float* bias;     // [panels * PANEL], as the weight's columns, or null
     const void* residual;  // of `type`, laid out as out, or null; may be out itself
     const void* scale;     // of `type`, [k]: a norm's; and its
     const void* shift;     // bias
@@ -38,6 +42,11 @@ struct Product {
     Prepare prepare;
     int plus_one;          // not 0: the scale of RMS_NORM is 1 + `scale`, and its result is rounded once
     Type type, out_type;
+    Gate gate;
+
+    // The columns of the output that a panel of the weight gives, and how many panels there are.
+    int64_t panel_columns() const { return gate ? PANEL / 2 : PANEL; }
+    int64_t panels() const { return ceil_div(n, panel_columns()); }
 };
 
 // Query and key heads of a step's rows, normed and turned in place, then keys and values stored in the cache.

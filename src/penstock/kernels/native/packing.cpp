@@ -1,9 +1,12 @@
 #include "packing.h"
 
+#include <algorithm>
 #include <cstring>
 
 namespace penstock {
 namespace {
+
+constexpr int64_t HALF = PANEL / 2;
 
 int64_t depth(int64_t k, Type type) { return type == FLOAT32 ? k : ceil_div(k, STEP) * STEP; }
 
@@ -27,33 +30,46 @@ void pack_tile(const uint16_t* w, uint16_t* tile, int64_t k) {
 
 void pack_tile(const float*, float*, int64_t) {}  // float32 has no tiles
 
+// Where the 16 columns of half a panel come from: rows of [n, k], `count` of them.
 template <class T>
-void pack_panel(const T* w, T* panel, int64_t columns, int64_t k, Type type) {
-    std::memset(panel, 0, sizeof(T) * static_cast<size_t>(depth(k, type) * PANEL));
+struct Half {
+    const T* rows;
+    int64_t count;
+};
+
+template <class T>
+void pack_panel(const Half<T>* halves, T* panel, int64_t k, Type type) {
+    std::memset(panel, 0, sizeof(T) * static_cast<size_t>(panel_size(k, type)));
     for (int64_t at = 0; at < k; at += STEP) {  // a tile at a time, so that its lines stay in the cache
         const int64_t end = at_most(at + STEP, k);
-        if (type == BFLOAT16 && columns == PANEL && end == at + STEP) {
-            for (int64_t column = 0; column < PANEL; column += 16)
-                pack_tile(w + column * k + at, panel + place(column, at, type), k);
-            continue;
+        for (int64_t first = 0; first < PANEL; first += HALF, ++halves) {
+            if (type == BFLOAT16 && halves->count == HALF && end == at + STEP) {
+                pack_tile(halves->rows + at, panel + place(first, at, type), k);
+                continue;
+            }
+            for (int64_t column = 0; column < halves->count; ++column)
+                for (int64_t i = at; i < end; ++i) panel[place(first + column, i, type)] = halves->rows[column * k + i];
         }
-        for (int64_t column = 0; column < columns; ++column)
-            for (int64_t i = at; i < end; ++i) panel[place(column, i, type)] = w[column * k + i];
+        halves -= 2;
     }
 }
 
 template <class T>
-void pack_as(Pool& pool, const T* w, T* packed, int64_t n, int64_t k, Type type) {
-    const int64_t size = depth(k, type) * PANEL;
-    pool.each(ceil_div(n, PANEL), [=](int64_t panel) {
-        const int64_t columns = at_most(n - panel * PANEL, PANEL);
-        pack_panel(w + panel * PANEL * k, packed + panel * size, columns, k, type);
+void pack_as(Pool& pool, const T* w, T* packed, int64_t n, int64_t k, Type type, bool gated) {
+    const int64_t size = panel_size(k, type), columns = gated ? n / 2 : n, each = gated ? HALF : PANEL;
+    pool.each(ceil_div(columns, each), [=](int64_t panel) {
+        const int64_t first = panel * each, second = gated ? columns + first : first + HALF;
+        const auto half = [=](int64_t row, int64_t end) {
+            return Half<T>{w + row * k, at_most(std::max<int64_t>(end - row, 0), HALF)};
+        };
+        const Half<T> halves[] = {half(first, columns), half(second, n)};
+        pack_panel(halves, packed + panel * size, k, type);
     });
 }
 
 template <class T>
 void gather_as(Pool& pool, const T* packed, const int64_t* rows, int64_t count, T* out, int64_t k, Type type) {
-    const int64_t size = depth(k, type) * PANEL;
+    const int64_t size = panel_size(k, type);
     pool.each(count, [=](int64_t i) {
         const T* panel = packed + rows[i] / PANEL * size;
         for (int64_t at = 0; at < k; ++at) out[i * k + at] = panel[place(rows[i] % PANEL, at, type)];
@@ -62,14 +78,19 @@ void gather_as(Pool& pool, const T* packed, const int64_t* rows, int64_t count, 
 
 }  // namespace
 
-int64_t packed_size(int64_t n, int64_t k, Type type) { return ceil_div(n, PANEL) * PANEL * depth(k, type); }
+int64_t panel_size(int64_t k, Type type) { return PANEL * depth(k, type); }
 
-void pack(Pool& pool, const void* w, void* packed, int64_t n, int64_t k, Type type) {
-    const Piece all{packed, static_cast<size_t>(packed_size(n, k, type)) * (type == FLOAT32 ? 4 : 2)};
+int64_t packed_size(int64_t n, int64_t k, Type type, bool gated) {
+    return (gated ? ceil_div(n / 2, HALF) : ceil_div(n, PANEL)) * panel_size(k, type);
+}
+
+void pack(Pool& pool, const void* w, void* packed, int64_t n, int64_t k, Type type, bool gated) {
+    const Piece all{packed, static_cast<size_t>(packed_size(n, k, type, gated)) * (type == FLOAT32 ? 4 : 2)};
     prefer_huge_pages(all.start, all.bytes);
     populate(pool, &all, 1);
-    if (type == FLOAT32) return pack_as(pool, static_cast<const float*>(w), static_cast<float*>(packed), n, k, type);
-    pack_as(pool, static_cast<const uint16_t*>(w), static_cast<uint16_t*>(packed), n, k, type);
+    if (type == FLOAT32)
+        return pack_as(pool, static_cast<const float*>(w), static_cast<float*>(packed), n, k, type, gated);
+    pack_as(pool, static_cast<const uint16_t*>(w), static_cast<uint16_t*>(packed), n, k, type, gated);
 }
 
 void gather_rows(Pool& pool, const void* packed, const int64_t* rows, int64_t count, void* out, int64_t k, Type type) {

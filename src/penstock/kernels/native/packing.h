@@ -15,11 +15,15 @@ namespace penstock {
 
 constexpr int64_t TILE = 512;  // bfloat16 numbers in a tile
 
-// The elements that a packed weight [n, k] takes.
-int64_t packed_size(int64_t n, int64_t k, Type type);
+// The elements that a panel takes.
+int64_t panel_size(int64_t k, Type type);
+
+// The elements that a packed weight [n, k] takes. `gated`: its rows are those of a gate and then as many others; a panel
+// holds 16 of the gate as columns and then the 16 that belong to them.
+int64_t packed_size(int64_t n, int64_t k, Type type, bool gated);
 
 // Packs w [n, k], contiguous.
-void pack(Pool& pool, const void* w, void* packed, int64_t n, int64_t k, Type type);
+void pack(Pool& pool, const void* w, void* packed, int64_t n, int64_t k, Type type, bool gated);
 
 // The inverse for some rows of [n, k]: the embedding of a model whose head shares it.
 void gather_rows(Pool& pool, const void* packed, const int64_t* rows, int64_t count, void* out, int64_t k, Type type);

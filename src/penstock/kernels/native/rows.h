@@ -5,6 +5,7 @@
 
 #include <cmath>
 
+#include "activations.h"
 #include "ops.h"
 #include "vectors.h"
 
@@ -45,45 +46,15 @@ void layer_norm(const T* x, const T* scale, const T* shift, T* out, int64_t widt
     }
 }
 
-// Activations of N vectors side by side.
-struct Silu {
-    template <int N>
-    static PENSTOCK_INLINE void run(Vec* x) {
-        Vec by[N];
-        each<N>([&](int j) { by[j] = x[j]; });
-        sigmoid<N>(by);
-        each<N>([&](int j) { x[j] = x[j] * by[j]; });
-    }
-};
-
-struct GeluTanh {
-    template <int N>
-    static PENSTOCK_INLINE void run(Vec* x) {
-        Vec by[N];
-        each<N>([&](int j) { by[j] = (x[j] * x[j] * x[j] * 0.044715F + x[j]) * 0.7978845608028654F * 2.0F; });
-        sigmoid<N>(by);
-        each<N>([&](int j) { x[j] = x[j] * by[j]; });
-    }
-};
-
-template <class Activation, bool GATED, int N, class T>
-PENSTOCK_INLINE void activate_some(const T* x, T* out, int64_t width, int64_t at) {
-    Vec made[N];
-    each<N>([&](int j) { made[j] = load_some(x + at + j * LANES, width - at - j * LANES); });
-    Activation::template run<N>(made);
-    each<N>([&](int j) {
-        const int64_t i = at + j * LANES;
-        store_some(out + i, GATED ? made[j] * load_some(x + width + i, width - i) : made[j], width - i);
+template <class T>
+void gelu_tanh(const T* x, T* out, int64_t width) {
+    each_together(ceil_div(width, LANES), [&](auto number, int64_t first) {
+        constexpr int N = number;
+        Vec made[N];
+        each<N>([&](int j) { made[j] = load_some(x + (first + j) * LANES, width - (first + j) * LANES); });
+        GeluTanh::run<N>(made);
+        each<N>([&](int j) { store_some(out + (first + j) * LANES, made[j], width - (first + j) * LANES); });
     });
-}
-
-// x [width], activated; GATED: times what is behind it, x = gate [width], up [width].
-template <class Activation, bool GATED, class T>
-void activate(const T* x, T* out, int64_t width) {
-    int64_t at = 0;
-    for (; at + TOGETHER * LANES <= width; at += TOGETHER * LANES)
-        activate_some<Activation, GATED, TOGETHER>(x, out, width, at);
-    for (; at < width; at += LANES) activate_some<Activation, GATED, 1>(x, out, width, at);
 }
 
 // Pairs (i, i + width / 2) of x, turned in place.
@@ -107,9 +78,7 @@ const T* prepare_row(const Product& p, int64_t row, T* buffer) {
     if (p.prepare == AS_IS) return x;
     if (p.prepare == RMS_NORM) rms_norm(x, scale, buffer, p.k, p.eps, p.plus_one);
     if (p.prepare == LAYER_NORM) layer_norm(x, scale, shift, buffer, p.k, p.eps);
-    if (p.prepare == SWIGLU) activate<Silu, true>(x, buffer, p.k);
-    if (p.prepare == GELU_TANH) activate<GeluTanh, false>(x, buffer, p.k);
-    if (p.prepare == GEGLU) activate<GeluTanh, true>(x, buffer, p.k);
+    if (p.prepare == GELU_TANH) gelu_tanh(x, buffer, p.k);
     return buffer;
 }
 
