@@ -34,12 +34,20 @@ struct PairSide {
     static PENSTOCK_INLINE void columns(const Segment<uint16_t>& segment, int64_t key, int64_t at, Vec* found,
                                         std::integral_constant<int, VECTORS>) {
         const Interleave interleave;
-        for (int c = 0; c < VECTORS; c += 2) {
-            const __m512i first = PairPanels::values(segment, key, at + c * LANES);
-            const __m512i second = PairPanels::values(segment, key + 1, at + c * LANES);
+        const auto pair_up = [&](int c, __m512i first, __m512i second) {
             found[c] = (Vec)_mm512_permutex2var_epi16(first, interleave.low, second);
             found[c + 1] = (Vec)_mm512_permutex2var_epi16(first, interleave.high, second);
+        };
+        if (segment.has(key) && segment.has(key + 1) && at + VECTORS * LANES <= segment.a.width) {
+            const uint16_t* first = segment.row(segment.a.values, key) + at;
+            const uint16_t* second = segment.row(segment.a.values, key + 1) + at;
+            for (int c = 0; c < VECTORS; c += 2)
+                pair_up(c, _mm512_loadu_si512(first + c * LANES), _mm512_loadu_si512(second + c * LANES));
+            return;
         }
+        for (int c = 0; c < VECTORS; c += 2)
+            pair_up(c, PairPanels::values(segment, key, at + c * LANES),
+                    PairPanels::values(segment, key + 1, at + c * LANES));
     }
 
     static void keep_key(const Segment<uint16_t>& segment, int64_t key, uint32_t* to) {
