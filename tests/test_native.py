@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 import multiprocessing
 import os
@@ -15,7 +16,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from penstock.kernels import reference
+from penstock.kernels import exact, reference
+from penstock.kernels import native_structs as structs
 from penstock.kernels.native import HUGE_PAGE, Native, on_whole_pages, open_native
 from penstock.kernels.reference import AttentionTiles
 from penstock.kernels.table import TABLE, find_inexact_product, select
@@ -162,6 +164,22 @@ def test_a_gated_weight_is_the_same_matrix_in_other_places(
     kernels, weight, x = native(isa), odd_weight(out, inner, dtype, bias=bias), noise(ROWS, inner, dtype=dtype)
     packed = kernels.pack(replace(weight, gated=True))
     assert torch.equal(kernels.linear(x, packed), kernels.linear(x, kernels.pack(weight)))
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("out", "inner", "rows"), [(2, 3, 1), (66, 33, ROWS), (202, 64, 7)])
+def test_a_gated_product_is_its_columns_activated_and_multiplied_to_the_bit(
+    isa: str, dtype: torch.dtype, out: int, inner: int, rows: int
+) -> None:
+    kernels, x = native(isa), noise(rows, inner, dtype=dtype)
+    packed = kernels.pack(replace(odd_weight(out, inner, dtype, bias=True), gated=True))
+    for gate, activate in ((structs.SWIGLU, exact.silu), (structs.GEGLU, exact.gelu_tanh)):
+        made, result = structs.product(rows, packed, dtype=dtype, gate=gate), torch.empty(rows, out // 2, dtype=dtype)
+        made.x, made.out = structs.address(x), structs.address(result)
+        kernels._call("penstock_linear", ctypes.byref(made))
+        first, second = (half.float() for half in kernels.linear(x, packed).chunk(2, dim=1))
+        assert torch.equal(result, (activate(first) * second).to(dtype))
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -407,7 +425,11 @@ def test_a_step_of_native_layers_gives_the_logits_of_the_reference(
 
 
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("spec", [LLAMA, QWEN3, GPT2, GEMMA], ids=["llama", "qwen3", "gpt2", "gemma"])
+@pytest.mark.parametrize(
+    "spec",
+    [LLAMA, QWEN3, GPT2, GEMMA, replace(LLAMA, mlp_bias=True, mlp_width=77), replace(GEMMA, mlp_width=13)],
+    ids=["llama", "qwen3", "gpt2", "gemma", "gate with bias", "narrow gate"],
+)
 def test_native_layers_are_their_ops_one_by_one_to_the_bit(isa: str, spec: DecoderSpec) -> None:
     """In float32; in bfloat16 they round less often between two ops."""
     whole, apart = (likeliest(spec, torch.float32, isa, composed=composed) for composed in (False, True))

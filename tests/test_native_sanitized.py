@@ -33,7 +33,7 @@ sys.exit(pytest.main(["-q", "-x", "-p", "no:cacheprovider", *tests, "-k", sys.ar
 # Odd shapes of every op on every instruction set; without the largest, without what is no native code, and of what is
 # done to scores (all of it at once is among them) without what is done to them alone.
 CHOSEN = (
-    "not fork and not reference] and (331-257 or 139-257 or 33-1055 or norms or embedding or step"
+    "not fork and not reference] and (331-257 or 139-257 or 33-1055 or norms or embedding or step or gated"
     " or (attention and (129-12- or 129-80-)) or blocks or (stacked and [0- and not (cap or sinks or window-100))"
     " or no_numbers or (rules and (1- or 2- or 129-)) or (scores and all) or before_every_window)"
 )

@@ -193,9 +193,9 @@ def _native_fixed_bytes(spec: DecoderSpec, shape: Shape, rows: int) -> int:
 
 def _native_row_bytes(spec: DecoderSpec, element_bytes: int) -> int:
     """Rows of x twice, laid out (as float32), and what is between the products of a layer (native/layer.cpp)."""
-    qkv, out, gate_up, down = layer_linears(spec)
+    qkv, out, _, down = layer_linears(spec)
     laid_out = max(qkv.inner, out.inner, down.inner) * 4
-    rows = 2 * spec.hidden + qkv.out + out.inner + gate_up.out + (spec.hidden if spec.norms_after else 0)
+    rows = 2 * spec.hidden + qkv.out + out.inner + spec.mlp_width + (spec.hidden if spec.norms_after else 0)
     scaled = 2 * 4 * spec.hidden if spec.embedding_times_root else 0  # embeddings and their product as float32
     rotary = spec.head_dim * 4 * (1 if spec.windows_rope_theta is None else 2)
     return rows * element_bytes + laid_out + scaled + rotary + 128

@@ -27,12 +27,16 @@ UNFINISHED_PER_SEQUENCE = 2  # as a job feeds its engine, see jobs/loading.py
 
 
 class SimRow(NamedTuple):
-    """A row as the scheduler sees it, how long each of its answers will be, and is taken to be (None: the same)."""
+    """A row as the scheduler sees it, how long each of its answers will be, and is taken to be (None: the same).
+
+    `shared_tokens`: as in `Engine.add`.
+    """
 
     prompt: tuple[int, ...]
     output_tokens: int
     params: SamplingParams
     expected_tokens: int | None = None
+    shared_tokens: int | None = None
 
 
 class Terms(NamedTuple):
@@ -174,7 +178,8 @@ def _open(executor: SimulatedExecutor, terms: Terms) -> Engine:
 
 def _add(engine: Engine, executor: SimulatedExecutor, row: SimRow) -> bool:
     try:
-        engine.add(Request((TokenSpan(row.prompt),), row.params), row.expected_tokens or row.output_tokens)
+        request, expected = Request((TokenSpan(row.prompt),), row.params), row.expected_tokens or row.output_tokens
+        engine.add(request, expected, shared_tokens=row.shared_tokens)
     except RowError:
         return False
     executor.ends += [len(row.prompt) + row.output_tokens] * row.params.n

@@ -23,7 +23,7 @@ class Weight:
         parts: the tensors of that format, by name.
         shape: (out, in), whatever the format.
         shard_axis: which axis tensor parallelism splits; None: kept whole.
-        gated: the upper half of its rows gives a gate, the lower half what that multiplies.
+        gated: the first half of its rows gives a gate, the second what that multiplies.
     """
 
     format: Literal["dense", "packed"]

@@ -95,27 +95,21 @@ inline __m512 multiply_pairs(__m512 sums, __m512bh a, __m512bh b) {
     return _mm512_fmadd_ps(even(x), even(w), _mm512_fmadd_ps(odd(x), odd(w), sums));
 }
 
-// Rounded to the nearest, ties to even; a NaN stays one. (The instruction takes what is denormal for 0.)
+// Rounded to the nearest, ties to even; a NaN stays one. (The instruction takes what is denormal for 0; what vectors.h
+// rounds elsewhere, it rounds here by its own formula.)
 inline Bits rounded(__m512 v) {
     const Bits bits = (Bits)v;
     const auto rounded = bits + 0x7fffU + ((bits >> 16) & 1U);
     return (v == v ? rounded : (bits | 0x400000U)) >> 16;
 }
 
-inline __m256bh convert(__m512 v) {
-    const Bits bits = rounded(v);
-    uint16_t numbers[16];
-    for (int i = 0; i < 16; ++i) numbers[i] = static_cast<uint16_t>(bits[i]);
-    __m256bh half;
-    std::memcpy(&half, numbers, sizeof half);
-    return half;
-}
-
 // 16 numbers of `low` as bfloat16, and behind them those of `high`.
 inline __m512bh convert_both(__m512 high, __m512 low) {
-    const __m256bh halves[2] = {convert(low), convert(high)};
+    const Bits halves[2] = {rounded(low), rounded(high)};
+    uint16_t numbers[32];
+    for (int i = 0; i < 32; ++i) numbers[i] = static_cast<uint16_t>(halves[i / 16][i % 16]);
     __m512bh both;
-    std::memcpy(&both, halves, sizeof both);
+    std::memcpy(&both, numbers, sizeof both);
     return both;
 }
 
@@ -135,5 +129,4 @@ inline __m512bh convert_both(__m512 high, __m512 low) {
 #define _tile_stored penstock::emulated::store
 #define _tile_dpbf16ps penstock::emulated::multiply
 #define _mm512_dpbf16_ps penstock::emulated::multiply_pairs
-#define _mm512_cvtneps_pbh penstock::emulated::convert
 #define _mm512_cvtne2ps_pbh penstock::emulated::convert_both

@@ -55,8 +55,15 @@ class PlannedJob:
 
     def load(self, first: int, last: int) -> list[SimRow]:
         """The rows number first .. last, as they can be simulated."""
-        rows = [(row, self._asks(row)) for row in self._rows(first, last)]
-        return [SimRow(unpack_tokens(row.tokens or b""), row.expected_tokens, asks.params) for row, asks in rows]
+        return [
+            SimRow(
+                unpack_tokens(row.tokens or b""),
+                row.expected_tokens,
+                self._asks(row).params,
+                shared_tokens=row.shared_tokens,
+            )
+            for row in self._rows(first, last)
+        ]
 
     @cached_property
     def sample(self) -> list[BatchRow]:

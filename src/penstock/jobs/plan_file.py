@@ -22,7 +22,7 @@ from penstock.jobs.formats import LineReader
 from penstock.jobs.prefix_picture import OwnRows
 from penstock.planner import TOKEN_BYTES, Forest, Ranks, bucket, guess_tokens, is_surprise
 
-PLAN_VERSION = 2  # of what is in the file and how the order comes from it
+PLAN_VERSION = 3  # of what is in the file and how the order comes from it
 CACHE_KIB = 65536  # of pages in memory; SQLite sorts in pieces of about this size
 ROWS_A_PAGE = 512
 SAMPLE_ROWS = 1000  # about, to see whether another order is worth it
@@ -244,7 +244,8 @@ class PlanFile:
         forest = Forest(min_tokens=min_tokens)
         if self._db.query("SELECT 1 FROM prompts WHERE priority <> 0 LIMIT 1"):
             self._db.write("CREATE INDEX IF NOT EXISTS by_priority ON prompts (priority)")
-        classes = self._db.query("SELECT DISTINCT priority FROM prompts ORDER BY priority DESC")
+        placed = "tokens IS NOT NULL AND first_line IS NULL"
+        classes = self._db.query(f"SELECT DISTINCT priority FROM prompts WHERE {placed} ORDER BY priority DESC")
         for (priority,) in classes:
             self._place(forest, priority)
         if len(classes) > 1:

@@ -32,12 +32,14 @@ LIBRARY = Path(__file__).with_name("libpenstock.so")
 ISAS = ("portable", "avx2", "avx512", "avx512_bf16", "amx")  # numbered as in native/isa.h
 QUERY_ROWS = 64  # of an attention tile: they share what it costs to lay out keys and values
 HUGE_PAGE = 1 << 21  # bytes
+INTERFACE = 2  # counts changes of what the library's structs and numbers mean (see native/library.cpp)
 PASSED_OVER = "not avx512_bf16, whose instruction takes twice the time of the fmas that do as much on this processor"
 
 # Each function's result and arguments.
 _SIGNATURES: dict[str, tuple[type | None, tuple[type, ...]]] = {
     "penstock_layer_bytes": (COUNT, ()),
     "penstock_best_isa": (INT, (INT,)),
+    "penstock_interface": (INT, ()),
     "penstock_open": (ADDRESS, (INT, INT)),
     "penstock_close": (None, (ADDRESS,)),
     "penstock_packed_size": (COUNT, (COUNT, COUNT, INT, INT)),
@@ -143,7 +145,8 @@ class Native:
         made = self._multiply(x, weight, torch.empty(rows, structs.plain_columns(weight), dtype=x.dtype))
         if not weight.gated:
             return made
-        halves = made.view(rows, -1, 2, PANEL // 2).transpose(1, 2).reshape(rows, 2, -1)
+        panels = made.shape[1] // PANEL
+        halves = made.view(rows, panels, 2, PANEL // 2).transpose(1, 2).reshape(rows, 2, panels * PANEL // 2)
         return halves[:, :, : out // 2].reshape(rows, out)
 
     def logits(self, x: Tensor, head: Weight, *, limit: float | None = None) -> Tensor:
@@ -331,8 +334,8 @@ def open_native(*, dtype: str, threads: int, max_isa: str | None = None, library
         loaded = _load(library)
     except (OSError, AttributeError) as error:
         return Opened(None, f"{library.name} cannot be loaded: {error}; install penstock again")
-    sizes = loaded.penstock_layer_bytes(), loaded.penstock_draw_bytes()
-    if sizes != (structs.LAYER_BYTES, ctypes.sizeof(native_draw.NativeDraw)):
+    made_for = loaded.penstock_interface(), loaded.penstock_layer_bytes(), loaded.penstock_draw_bytes()
+    if made_for != (INTERFACE, structs.LAYER_BYTES, ctypes.sizeof(native_draw.NativeDraw)):
         return Opened(None, f"{library.name} was built from other sources; install penstock again")
     best = loaded.penstock_best_isa(ISAS.index(max_isa) if max_isa else len(ISAS))
     pairs = ISAS.index("avx512_bf16")

@@ -1,4 +1,4 @@
-// Keys and values of bfloat16 as right operands: the panels of packing.h, of which AMX takes tiles and VDPBF16PS rows.
+// Values of bfloat16 as right operands: the panels of packing.h, of which AMX takes tiles and VDPBF16PS rows.
 #pragma once
 
 #include <immintrin.h>

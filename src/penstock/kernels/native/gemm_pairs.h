@@ -51,8 +51,8 @@ struct PairUnit {
 
     static constexpr int64_t depth(int64_t k) { return (k + 1) / 2; }
     // 16 KiB stay in the first-level cache, with what few blocks put aside between two parts. The sums of more blocks do
-    // not: that costs more than 256 KiB in the second-level cache.
-    static constexpr int64_t at_once(int64_t blocks) { return blocks <= 8 ? 128 : 2048; }
+    // not, and that costs more than to read all of the panel from the second-level cache.
+    static constexpr int64_t at_once(int64_t blocks) { return blocks <= 8 ? 128 : INT64_MAX / LEFT_BYTES; }
     static int64_t weight_at(int64_t i) { return i / 16 * 2 * TILE; }
     static void lay_out(const uint16_t* x, int64_t k, uint32_t* place, int64_t height) {
         for (int64_t i = 0; i < k / 2; ++i) std::memcpy(place + i * height, x + 2 * i, sizeof(uint32_t));

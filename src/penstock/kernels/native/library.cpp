@@ -46,7 +46,10 @@ int guarded(Context* context, Body&& body) {
 
 }  // namespace
 
-// So that a library that was built from other sources is found out: the structs that hold the others.
+// So that a library that was built from other sources is found out: what the interface means, counted (see native.py), and
+// the structs that hold the others.
+PENSTOCK_API int penstock_interface() { return 2; }
+
 PENSTOCK_API int64_t penstock_layer_bytes() { return sizeof(Layer) + sizeof(Step) + sizeof(Attention); }
 
 PENSTOCK_API int penstock_best_isa(int cap) { return best_isa(cap); }

@@ -9,6 +9,8 @@
 
 #if defined(__linux__)
 #include <sys/mman.h>
+#include <unistd.h>
+
 #if !defined(MADV_POPULATE_WRITE)
 #define MADV_POPULATE_WRITE 23  // of Linux 5.14, which may be newer than the headers
 #endif
@@ -17,7 +19,7 @@
 namespace penstock {
 namespace {
 
-constexpr size_t LINE = 64, SMALL_PAGE = size_t{1} << 12, HUGE_PAGE = size_t{1} << 21;
+constexpr size_t LINE = 64, HUGE_PAGE = size_t{1} << 21;
 
 size_t round_up(size_t bytes, size_t unit) { return (bytes + unit - 1) / unit * unit; }
 
@@ -58,11 +60,12 @@ void prefer_huge_pages(void* start, size_t bytes) {
 
 void populate(Pool& pool, const Piece* pieces, size_t count) {
 #if defined(__linux__)
+    const auto small_page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
     std::vector<std::pair<uintptr_t, uintptr_t>> pages;
     for (const Piece* piece = pieces; piece < pieces + count; ++piece) {
         const auto start = reinterpret_cast<uintptr_t>(piece->start);
-        const uintptr_t end = round_up(start + piece->bytes, SMALL_PAGE);
-        for (uintptr_t at = start / SMALL_PAGE * SMALL_PAGE, next; at < end; at = next) {
+        const uintptr_t end = round_up(start + piece->bytes, small_page);
+        for (uintptr_t at = start / small_page * small_page, next; at < end; at = next) {
             next = std::min(end, (at / HUGE_PAGE + 1) * HUGE_PAGE);
             pages.emplace_back(at, next);
         }

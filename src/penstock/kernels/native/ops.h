@@ -28,7 +28,8 @@ enum Prepare : int { AS_IS = 0, RMS_NORM = 1, LAYER_NORM = 2, GELU_TANH = 3 };
 // the activation of the one times the other. Both are numbers of the output's type before.
 enum Gate : int { UNGATED = 0, SWIGLU = 1, GEGLU = 2 };
 
-// out [rows, n] = x [rows, k] times a packed weight, plus bias, plus residual. See packing.h for the packed layouts.
+// out [rows, n] = x [rows, k] times a packed weight, plus bias, plus residual; or what a gate makes of 2 n columns. See
+// packing.h for the packed layouts.
 struct Product {
     const void* x;         // of `type`; rows are `x_stride` elements apart
     const void* weight;    // of `type`, packed

@@ -8,7 +8,7 @@
 namespace penstock {
 namespace {
 
-// Rows and weights of tiles with a query in every lane: pairs of neighbours along the width, and of two keys.
+// What products are made of: pairs of neighbours along the width, and of two keys.
 struct PairSide {
     using Left = uint32_t;
     template <int DOWN, int ALONG>
@@ -85,6 +85,7 @@ struct QueryUnit : PairPanels {
             weights[0] = weight(weights[0]);
             store(line, (Vec)(key % 2 ? (BitVec)load(line) | (BitVec)weights[0] : (BitVec)weights[0] >> 16));
         } else {
+            static_assert(N % 2 == 0, "whole pairs, and `key` is a multiple of N");
             each<N / 2>([&](int j) {
                 const auto both = _mm512_cvtne2ps_pbh((__m512)weights[2 * j + 1], (__m512)weights[2 * j]);
                 const auto pairs = (BitVec)_mm512_permutexvar_epi16(Interleave::neighbours(0, 16), (__m512i)both);
