@@ -99,6 +99,13 @@ def test_equal_rows_follow_the_first_of_them(path: Path) -> None:
     assert plan.totals().distinct_tokens == 3
 
 
+def test_a_row_shares_nothing_with_those_that_get_its_answer(path: Path) -> None:
+    prompts = [[1, 2, 3], [1, 2, 3], [1, 2, 3], [1, 5, 5], [1, 5, 5], [7]]
+    plan = planned(path, [line(n, prompt) for n, prompt in enumerate(prompts)])
+    computed = {row.row: row.shared_tokens for row in plan.rows() if row.leader == row.row}
+    assert computed == {0: 1, 3: 1, 5: 0}
+
+
 def test_a_taken_custom_id_is_known_with_the_line_that_has_it(path: Path) -> None:
     lines = [line(1, [3, 3]), line(0, [2]), line(1, [1]), line(1, [1, 1])]
     plan = planned(path, lines)

@@ -176,7 +176,9 @@ _PLANNED = (
     " coalesce(places.guess_tokens, 0), coalesce(prompts.samples, 1)"
 )
 
-
+# With what the computed rows beside it in the tree begin as well; of other priorities' trees nothing is known.
+_BEHIND = "FROM places AS next WHERE next.place > places.place AND next.leader <> places.leader ORDER BY next.place"
+_SHARED = f"max(places.shared_tokens, coalesce((SELECT next.shared_tokens {_BEHIND} LIMIT 1), 0))"
 _LENGTHS = "SELECT place, row, node, prompt_tokens, guess_tokens FROM places"
 
 
@@ -388,13 +390,11 @@ class PlanFile:
         return self._select("row = ?", row)[0]
 
     def _select(self, which: str, *values: int) -> list[PlannedRow]:
-        # With what the rows beside it in the tree begin as well; of the trees of other priorities nothing is known.
-        shared = "NULL" if self._noted("classes") else "max(places.shared_tokens, coalesce(next.shared_tokens, 0))"
+        shared = "NULL" if self._noted("classes") else _SHARED
         found = self._db.query(
             f"SELECT position, {_PLANNED}, expected_tokens, coalesce(places.leader, o.row), {shared}"
             f" FROM (SELECT * FROM ordered WHERE {which}) AS o"
-            " JOIN prompts USING (row) LEFT JOIN places ON places.place = o.place"
-            " LEFT JOIN places AS next ON next.place = o.place + 1 ORDER BY position",
+            " JOIN prompts USING (row) LEFT JOIN places ON places.place = o.place ORDER BY position",
             *values,
         )
         return [PlannedRow(*fields) for fields in found]
