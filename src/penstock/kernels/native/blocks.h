@@ -3,7 +3,7 @@
 // A block of the result is a few rows x two vectors of columns. Each of its numbers is one chain of sums over K from 0
 // to the end, so it depends on its own row and column alone, whatever the block's height is. A unit multiplies:
 //   T            the numbers of x and of the packed weight;  Left: of x as it is laid out, `depth(k)` a row
-//   lay_out      a row of x to every `height`-th Left;  lefts: LANES Lefts of it from one of them on, then zeros
+//   lefts        LANES Lefts of a row of x from one of them on, then zeros
 //   LEFT_BYTES   of a panel for each Left;  weight_at: where in a panel the weights of a Left begin
 //   at_once      how many Lefts make a part of a panel, which stays in a cache while so many blocks are multiplied with it
 //   open         a part in the form in which they are, perhaps in OPENED floats of memory
@@ -45,10 +45,6 @@ struct Blocks {
     explicit Blocks(int64_t all) : rows(all), count(ceil_div(all, MAX_ROWS)) {}
     int64_t first(int64_t block) const { return block * (rows / count) + at_most(block, rows % count); }
     int64_t height(int64_t block) const { return first(block + 1) - first(block); }
-    int64_t of_row(int64_t row) const {
-        const int64_t low = rows / count, in_higher = rows % count * (low + 1);
-        return row < in_higher ? row / (low + 1) : rows % count + (row - in_higher) / low;
-    }
 };
 
 // What is fetched while a block is multiplied: with each Left, `stride` bytes further on, which are two cache lines at
@@ -173,19 +169,11 @@ void lay_block(const Product& p, int64_t first, int64_t height, typename Unit::T
         }
 }
 
-// The rows of x as blocks. Those of a block share cache lines, so a thread lays out whole blocks; where some threads would
-// go without, rows.
+// The rows of x as blocks, each by one thread: rows of a block share cache lines.
 template <class Unit>
 void lay_all(Context& context, const Product& p, const Blocks& blocks, typename Unit::Left* rows) {
     using T = typename Unit::T;
     const int64_t depth = Unit::depth(p.k);
-    if (blocks.count < context.pool.threads()) {
-        const auto lay = [&](int64_t row, const T* x) {
-            const int64_t block = blocks.of_row(row), first = blocks.first(block);
-            Unit::lay_out(x, p.k, rows + first * depth + row - first, blocks.height(block));
-        };
-        return lay_rows<T>(context, p, p.rows, [](int64_t task) { return task; }, lay);
-    }
     context.reserve_own(MAX_ROWS * p.k * static_cast<int64_t>(sizeof(T)));
     context.pool.run(blocks.count, [&](Tasks& tasks, int thread) {
         for (int64_t block; (block = tasks.take()) >= 0;) {

@@ -54,11 +54,6 @@ struct PairUnit {
     // not, and that costs more than to read all of the panel from the second-level cache.
     static constexpr int64_t at_once(int64_t blocks) { return blocks <= 8 ? 128 : INT64_MAX / LEFT_BYTES; }
     static int64_t weight_at(int64_t i) { return i / 16 * 2 * TILE; }
-    static void lay_out(const uint16_t* x, int64_t k, uint32_t* place, int64_t height) {
-        for (int64_t i = 0; i < k / 2; ++i) std::memcpy(place + i * height, x + 2 * i, sizeof(uint32_t));
-        if (k % 2) place[k / 2 * height] = x[k - 1];
-    }
-
     static Vec lefts(const uint16_t* x, int64_t at, int64_t k) {
         const int64_t left = k - 2 * at;
         return (Vec)_mm512_maskz_loadu_epi16(left >= 32 ? ~0U : (1U << left) - 1, x + 2 * at);

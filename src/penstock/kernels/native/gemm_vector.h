@@ -19,10 +19,6 @@ struct WideUnit {
     static int64_t depth(int64_t k) { return k; }
     static constexpr int64_t at_once(int64_t) { return OPENED / PANEL; }  // 16 KiB, in the first-level cache
     static int64_t weight_at(int64_t i) { return sizeof(T) == 4 ? i * PANEL : i / STEP * 2 * TILE; }
-    static void lay_out(const T* x, int64_t k, float* place, int64_t height) {
-        for (int64_t i = 0; i < k; ++i) place[i * height] = widen(x[i]);
-    }
-
     static Vec lefts(const T* x, int64_t at, int64_t k) { return load_some(x + at, k - at); }
 
     static const float* open(const float* w, int64_t, float*) { return w; }

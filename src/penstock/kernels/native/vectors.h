@@ -269,13 +269,4 @@ PENSTOCK_INLINE Vec tanh(Vec x) { return sigmoid(x * 2.0F) * 2.0F - 1.0F; }
 
 PENSTOCK_INLINE Vec capped(Vec x, float limit) { return tanh(x / limit) * limit; }
 
-PENSTOCK_INLINE float widen(float x) { return x; }
-
-PENSTOCK_INLINE float widen(uint16_t x) {
-    const uint32_t bits = static_cast<uint32_t>(x) << 16;
-    float wide;
-    std::memcpy(&wide, &bits, sizeof wide);
-    return wide;
-}
-
 }  // namespace
