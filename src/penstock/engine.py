@@ -139,11 +139,17 @@ class Engine:
         live = _Live(self._num_requests)
         self._live[live.number] = live
         for sample in range(request.params.n):
-            self._add_sequence(live, request, sample, expected_tokens, shared_tokens if request.params.n == 1 else None)
+            self._add_sequence(
+                live,
+                request,
+                sample=sample,
+                expected_tokens=expected_tokens,
+                shared_tokens=shared_tokens if request.params.n == 1 else None,  # else samples that wait begin with it
+            )
         return live.number
 
     def _add_sequence(
-        self, live: _Live, request: Request, sample: int, expected_tokens: int | None, shared_tokens: int | None
+        self, live: _Live, request: Request, *, sample: int, expected_tokens: int | None, shared_tokens: int | None
     ) -> None:
         self._num_sequences += 1
         sequence = LiveSequence(

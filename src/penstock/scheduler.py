@@ -337,11 +337,8 @@ class Scheduler:
     def finish(self, sequence: Sequence, end: End | None) -> None:
         """End a sequence, running or waiting; None: it was aborted or failed."""
         if sequence in self.running:
-            own = (
-                sequence.blocks[self._num_blocks(sequence.shared_tokens) :]
-                if sequence.shared_tokens is not None
-                else []
-            )
+            shared = sequence.shared_tokens
+            own = [] if shared is None else sequence.blocks[self._num_blocks(shared) :]
             self._leave(sequence)
             self.tree.forget(reversed(own))
         elif sequence in self.waiting:
