@@ -154,7 +154,7 @@ def executor(
         Decoder(spec, packed, kernels),
         memory,
         device="cpu",
-        query_rows=selection.query_rows,
+        tile_rows=selection.tile_rows,
         needs_zeros=selection.needs_zeros,
     )
 

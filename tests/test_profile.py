@@ -64,7 +64,7 @@ def test_layers_with_windows_read_less_and_all_layers_count_in_the_mean() -> Non
 
 
 def test_a_tile_has_as_many_queries_as_its_rows_have_heads_to_a_key() -> None:
-    assert [queries_of_tile(16, 8), queries_of_tile(4, 4), queries_of_tile(128, 1)] == [32, 64, 1]
+    assert [queries_of_tile(16, 8), queries_of_tile(4, 4), queries_of_tile(512, 1)] == [128, 256, 1]
 
 
 @pytest.mark.parametrize(

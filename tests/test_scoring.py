@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
 from penstock.kernels.exact import tanh
-from penstock.kernels.reference import Scoring
+from penstock.kernels.reference import SEGMENT, Scoring, tile_queries
 from penstock.kernels.table import Attention, select
 from penstock.step import Chunk
 from penstock.tiling import Tiling, make_tiles
@@ -36,7 +37,7 @@ def scoring_of(name: str, heads: int) -> Scoring:
 
 
 def tiling(kernels: str, *, heads: int, kv_heads: int, num_blocks: int) -> Tiling:
-    width = max(1, select("cpu", opened(kernels)).query_rows * kv_heads // heads)
+    width = tile_queries(heads, kv_heads, rows=select("cpu", opened(kernels)).tile_rows.most)
     return Tiling(width, block_tokens=16, zero_block=num_blocks, device="cpu")
 
 
@@ -105,6 +106,25 @@ def test_a_query_has_the_same_bits_alone_and_stacked_whatever_is_done_to_scores(
         alone = attend(query[mine], keys, values, tiles=make_tiles((one,), how), scoring=scoring)
         assert torch.equal(alone, together[mine])
         row = mine.stop
+
+
+@pytest.mark.parametrize("kernels", native_isas())
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("heads", "kv_heads"), [(1, 1), (3, 1), (4, 2)])
+@pytest.mark.parametrize("name", SCORINGS)
+def test_a_query_has_the_same_bits_alone_and_among_as_many_as_a_tile_holds_which_see_less_or_more(
+    kernels: str, dtype: torch.dtype, heads: int, kv_heads: int, name: str
+) -> None:
+    keys, values = caches(20, kv_heads=kv_heads, width=80, dtype=dtype)
+    query = torch.randn(310, heads, 80, generator=torch.Generator().manual_seed(3)).to(dtype)
+    how = tiling(kernels, heads=heads, kv_heads=kv_heads, num_blocks=20)
+    chunks, scoring = (Chunk(1, 0, (0,) * 310, (tuple(range(20)),)),), scoring_of(name, heads)
+    together, alone = (
+        attention_of(kernels)(query, keys, values, tiles=make_tiles(chunks, tiles), scoring=scoring)
+        for tiles in (how, replace(how, width=1))
+    )
+    assert how.width * heads // kv_heads > 2 * SEGMENT - heads, "a tile is no wider than a segment"
+    assert torch.equal(together, alone)
 
 
 def long_chunks(queries: int) -> tuple[Chunk, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections import defaultdict
+from dataclasses import replace
 from typing import NamedTuple
 
 import pytest
@@ -13,7 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from penstock.kernels.reference import SEGMENT, AttentionTiles
+from penstock import profile
+from penstock.kernels import native
+from penstock.kernels.reference import SEGMENT, AttentionTiles, tile_queries
 from penstock.kernels.table import select
 from penstock.step import Chunk
 from penstock.tiling import Tiling, make_tiles
@@ -110,6 +113,19 @@ def test_short_questions_fill_tiles_and_full_tiles_stay_as_they_are() -> None:
     assert found[74] == [Read(0, 128, (1, 2), 22, True), Read(128, 163, (20,), 3, False)]
 
 
+@pytest.mark.parametrize(("queries", "sizes"), [(30, [8, 8, 8, 6]), (70, [18, 18, 18, 16]), (500, [64] * 7 + [52])])
+def test_where_threads_would_wait_tiles_are_narrower_but_no_less_than_is_worth_one(
+    queries: int, sizes: list[int]
+) -> None:
+    wanting = replace(how(64), least=8, tiles=4)
+    (tiles,) = make_tiles((chunk(0, queries, *range(8)),), wanting)
+    assert sorted((tiles.positions >= 0).sum(dim=1).tolist(), reverse=True) == sizes
+
+
+def test_steps_are_predicted_with_the_tiles_that_the_native_kernels_have() -> None:
+    assert profile.QUERY_ROWS == native.QUERY_ROWS
+
+
 def test_tiles_of_one_query_have_nothing_to_stack() -> None:
     assert [some.kept for some in make_tiles((chunk(300, 2, 1, 2, 3, 4, 5),) * 2, how(1))] == [False]
 
@@ -193,7 +209,7 @@ def test_a_query_has_the_same_bits_alone_and_stacked(
     query = torch.randn(sum(len(c.tokens) for c in chunks), heads, width, generator=noise).to(dtype)
     selection = select("cpu", opened(kernels))
     attend = selection.kernels.attention
-    full = max(1, selection.query_rows * kv_heads // heads)
+    full = tile_queries(heads, kv_heads, rows=selection.tile_rows.most)
     tiling = how(full, block_tokens=16, zero_block=num_blocks)
     stacked = make_tiles(chunks, tiling)
     assert sum(some.kept for some in stacked) > 1, "nothing is stacked twice"

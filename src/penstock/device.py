@@ -68,7 +68,7 @@ def open_device(
     kernels = wrap_kernels(selection.kernels, opened.native) if wrap_kernels else selection.kernels
     decoder = Decoder(checkpoint.spec, weights, kernels)
     executor = TorchExecutor(
-        decoder, cache, device=config.device, query_rows=selection.query_rows, needs_zeros=selection.needs_zeros
+        decoder, cache, device=config.device, tile_rows=selection.tile_rows, needs_zeros=selection.needs_zeros
     )
     why_not = _why_not_exact(selection, config.device)
     if why_not is None and selection.why_not_native is not None:  # ours are exact by their making, whatever the shape

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from penstock.errors import OutOfMemory
-from penstock.kernels.reference import QUERY_ROWS, tile_queries
+from penstock.kernels.reference import NARROW, TileRows, tile_queries
 from penstock.kv import KVCache
 from penstock.models.decoder import Decoder, StepTensors
 from penstock.sampling import Draw
@@ -33,18 +33,21 @@ class TorchExecutor:
         cache: KVCache,
         *,
         device: str,
-        query_rows: int = QUERY_ROWS,
+        tile_rows: TileRows = NARROW,
         needs_zeros: bool = True,
     ) -> None:
-        """What the decoder's attention is made for: tiles of `query_rows` rows, and zeros where no key was written."""
+        """What the decoder's attention is made for: tiles of so many rows, and zeros where no key was written."""
         self._decoder = decoder
         self._cache = cache
         self._device = device
+        heads, kv_heads = decoder.spec.heads, decoder.spec.kv_heads
         self._tiling = Tiling(
-            width=tile_queries(decoder.spec.heads, decoder.spec.kv_heads, rows=query_rows),
+            width=tile_queries(heads, kv_heads, rows=tile_rows.most),
             block_tokens=cache.block_tokens,
             zero_block=cache.zero_block,
             device=device,
+            least=tile_queries(heads, kv_heads, rows=tile_rows.least),
+            tiles=-(-tile_rows.tasks // kv_heads),
         )
         self._needs_zeros = needs_zeros
         self._results: dict[Ticket, StepResult] = {}

@@ -21,7 +21,7 @@ from penstock.config import Knee
 from penstock.cost import num_pairs
 from penstock.step import Chunk, StepPlan
 
-QUERY_ROWS = 64  # of a tile of queries: heads that share keys stand below each other in it
+QUERY_ROWS = 256  # of a tile of queries: heads that share keys stand below each other in it
 KNEE_GAIN = 0.05  # beyond the knee of the curve, less than this is gained
 RIDGE = 1e-9  # of the diagonal: what no step measured comes out as zero
 

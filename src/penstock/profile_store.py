@@ -21,7 +21,7 @@ from penstock.config import EngineConfig, FindKnee, Knee, cache_folder
 from penstock.models.spec import DecoderSpec
 from penstock.profile import Profile
 
-PROFILE_VERSION = "3"  # counts changes of what is measured, or what the numbers mean
+PROFILE_VERSION = "4"  # counts changes of what is measured, or what the numbers mean
 LIBRARY = Path(__file__).parent / "kernels" / "libpenstock.so"
 NO_LIBRARY = "none"
 

@@ -9,8 +9,8 @@ before they part, so sequences that share more with some than with others are st
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -22,17 +22,27 @@ from penstock.step import Chunk
 
 @dataclass(frozen=True, slots=True)
 class Tiling:
-    """How a cache and its kernels want tiles: `width` queries each, at most; `zero_block` holds zeros only."""
+    """How a cache and its kernels want tiles: `width` queries each, at most; `zero_block` holds zeros only.
+
+    Where there are fewer than `tiles` of them, threads would wait: they are narrower, but not below `least` queries.
+    """
 
     width: int
     block_tokens: int
     zero_block: int
     device: str
+    least: int = 1
+    tiles: int = 1
 
     @property
     def segment_blocks(self) -> int:
         """Blocks in a segment."""
         return SEGMENT // self.block_tokens
+
+    def narrowed(self, queries: int) -> Tiling:
+        """The same for a step of so many queries."""
+        wanted = max(-(-queries // self.tiles), self.least)
+        return replace(self, width=min(wanted, self.width))
 
 
 class Queries(NamedTuple):
@@ -58,7 +68,9 @@ def make_tiles(chunks: tuple[Chunk, ...], how: Tiling, *, only_wanted: bool = Fa
 
     They are in the order in which they are to be computed.
     """
-    pieces = list(_cut_all(chunks, how.width, only_wanted=only_wanted))
+    offsets = [chunk.wanted_offsets if only_wanted else range(len(chunk.tokens)) for chunk in chunks]
+    how = how.narrowed(sum(map(len, offsets)))
+    pieces = list(_cut_all(chunks, offsets, how.width))
     full = [piece for piece in pieces if len(piece.rows) == how.width]
     levels, rest = stack([piece for piece in pieces if len(piece.rows) < how.width], how)
     single = [piece for piece in (*full, *rest) if len(piece.rows) == 1]
@@ -68,13 +80,12 @@ def make_tiles(chunks: tuple[Chunk, ...], how: Tiling, *, only_wanted: bool = Fa
     return (*kept, *plain)
 
 
-def _cut_all(chunks: tuple[Chunk, ...], width: int, *, only_wanted: bool) -> Iterator[Queries]:
-    """The pieces of `width` queries of every chunk; its last one may be shorter."""
+def _cut_all(chunks: tuple[Chunk, ...], offsets: Sequence[Sequence[int]], width: int) -> Iterator[Queries]:
+    """The pieces of `width` queries of every chunk, of these of its tokens; its last one may be shorter."""
     row = 0
-    for chunk in chunks:
-        offsets = chunk.wanted_offsets if only_wanted else range(len(chunk.tokens))
-        for first in range(0, len(offsets), width):
-            positions = [chunk.start + offset for offset in offsets[first : first + width]]
+    for chunk, mine in zip(chunks, offsets, strict=True):
+        for first in range(0, len(mine), width):
+            positions = [chunk.start + offset for offset in mine[first : first + width]]
             yield Queries(list(range(row, row + len(positions))), positions, 0, positions[-1] + 1, chunk.tables[0])
             row += len(positions)
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from penstock.kernels import native_draw
 from penstock.kernels import native_structs as structs
 from penstock.kernels.native_structs import ADDRESS, COUNT, INT, PANEL, TYPES, Preparation, address
-from penstock.kernels.reference import PLAIN, AttentionTiles, LayerRows, Scoring
+from penstock.kernels.reference import PLAIN, AttentionTiles, LayerRows, Scoring, TileRows
 from penstock.models.spec import DecoderSpec
 from penstock.sampling import Draw
 from penstock.step import SampleAt
@@ -30,7 +30,9 @@ from penstock.weights import LayerWeights, Norm, Weight
 
 LIBRARY = Path(__file__).with_name("libpenstock.so")
 ISAS = ("portable", "avx2", "avx512", "avx512_bf16", "amx")  # numbered as in native/isa.h
-QUERY_ROWS = 64  # of an attention tile: they share what it costs to lay out keys and values
+QUERY_ROWS = 256  # of an attention tile, at most: they share what it costs to lay out keys and values
+LEAST_ROWS = 64  # of one where there would be fewer than TASKS for each thread
+TASKS = 4
 HUGE_PAGE = 1 << 21  # bytes
 INTERFACE = 2  # counts changes of what the library's structs and numbers mean (see native/library.cpp)
 PASSED_OVER = "not avx512_bf16, whose instruction takes twice the time of the fmas that do as much on this processor"
@@ -114,6 +116,11 @@ class Native:
         if not self._context:
             raise MemoryError(f"the native kernels could not start {threads} threads; use fewer with --threads")
         weakref.finalize(self, library.penstock_close, self._context)
+
+    @property
+    def tile_rows(self) -> TileRows:
+        """Rows of a tile of queries, for which `attention` is made."""
+        return TileRows(QUERY_ROWS, LEAST_ROWS, TASKS * self.threads)
 
     def pack(self, weight: Weight) -> Weight:
         """The weight in the layout that `linear` reads: format `packed`, the same for every instruction set."""

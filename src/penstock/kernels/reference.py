@@ -193,6 +193,17 @@ class LayerRows:
     windows_rotary: Rotary | None = None
 
 
+class TileRows(NamedTuple):
+    """Rows of queries in an attention tile: at most, and at least where tiles in key heads are not `tasks` yet."""
+
+    most: int = QUERY_ROWS
+    least: int = QUERY_ROWS
+    tasks: int = 1
+
+
+NARROW = TileRows()  # of the reference kernels
+
+
 def tile_queries(heads: int, kv_heads: int, *, rows: int = QUERY_ROWS) -> int:
     """Query positions in a full tile of `rows` rows, one for each head that shares a key head; at least one."""
     return max(1, rows * kv_heads // heads)

@@ -15,9 +15,9 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from penstock.kernels import exact, native, reference
+from penstock.kernels import exact, reference
 from penstock.kernels.native import NOT_ASKED, Native, Opened
-from penstock.kernels.reference import PLAIN, QUERY_ROWS, TILE_ROWS, AttentionTiles, LayerRows, Scoring
+from penstock.kernels.reference import NARROW, PLAIN, TILE_ROWS, AttentionTiles, LayerRows, Scoring, TileRows
 from penstock.models.spec import DecoderSpec
 from penstock.sampling import Draw, draw_all
 from penstock.step import SampleAt
@@ -193,18 +193,14 @@ TABLE: dict[str, tuple[Implementation, ...]] = {
 class Selection(NamedTuple):
     """The ops for a device, which implementation each is, and the names of those that are not row-exact.
 
-    `why_not_native` is None where the native kernels compute.
+    `why_not_native` is None where the native kernels compute; `tile_rows` is what its attention is made for.
     """
 
     kernels: Kernels
     names: dict[str, str]
     not_row_exact: tuple[str, ...]
     why_not_native: str | None = None
-
-    @property
-    def query_rows(self) -> int:
-        """Rows of a tile of queries, for which this attention is made."""
-        return QUERY_ROWS if self.why_not_native else native.QUERY_ROWS
+    tile_rows: TileRows = NARROW
 
     @property
     def needs_zeros(self) -> bool:
@@ -224,7 +220,8 @@ def select(device: str, opened: Opened = NOT_ASKED) -> Selection:
     names = {op: f"native-{library.isa}" if library and row.native else row.name for op, row in chosen.items()}
     inexact = tuple(op for op, row in chosen.items() if device not in row.row_exact_on)
     reason = opened.why_not if device == "cpu" else f"the native kernels are for the CPU, and this is {device}"
-    return Selection(Kernels(**ops), names, inexact, reason)  # type: ignore[arg-type]
+    tile_rows = library.tile_rows if library else NARROW
+    return Selection(Kernels(**ops), names, inexact, reason, tile_rows)  # type: ignore[arg-type]
 
 
 def _function(row: Implementation, library: Native | None) -> Callable[..., object] | None:

@@ -19,6 +19,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <new>
 
 #include "ops.h"
 #include "vectors.h"
@@ -118,7 +119,8 @@ struct Tile {
     int64_t end() const { return last; }
     int64_t position(int64_t row) const { return positions()[row / group]; }
     // The first position that a row sees, or that any row of the tile does.
-    int64_t lowest(int64_t row) const { return a.window ? std::max(from, position(row) - a.window + 1) : from; }
+    int64_t lowest(int64_t row) const { return lowest_from(position(row)); }
+    int64_t lowest_from(int64_t position) const { return a.window ? std::max(from, position - a.window + 1) : from; }
     int64_t lowest() const {
         int64_t found = count ? lowest(0) : from;
         for (int64_t query = 1; a.window && query < count; ++query) found = std::min(found, lowest(query * group));
@@ -144,12 +146,57 @@ struct Tile {
     int64_t at(int64_t row, int64_t i) const { return (i / PANEL * padded + row) * PANEL + i % PANEL; }
 };
 
+PENSTOCK_INLINE IntVec load_numbers(const int32_t* from) {
+    IntVec v;
+    std::memcpy(&v, from, sizeof v);
+    return v;
+}
+
+// Keys of a segment.
+struct Reach {
+    int64_t from, to;
+
+    bool is_empty() const { return to <= from; }
+};
+
+// Which positions a panel of a tile's rows sees; rows that are not there see nothing.
+struct alignas(64) Lanes {
+    int32_t last[PANEL], lowest[PANEL];
+    int64_t all_from, all_to, any_from, any_to;  // what all rows that are there see, and what any of them does
+
+    Lanes(const Tile& tile, int64_t row) : all_from(0), all_to(INT64_MAX), any_from(INT64_MAX), any_to(0) {
+        int64_t query = row / tile.group, head = row % tile.group;
+        for (int64_t r = 0; r < PANEL; ++r) {
+            last[r] = -1;
+            lowest[r] = 0;
+            if (row + r >= tile.height) continue;
+            const int64_t position = tile.positions()[query], from = tile.lowest_from(position);
+            last[r] = static_cast<int32_t>(position);
+            lowest[r] = static_cast<int32_t>(from);
+            all_from = std::max(all_from, from), any_from = std::min(any_from, from);
+            all_to = std::min(all_to, position + 1), any_to = std::max(any_to, position + 1);
+            if (++head == tile.group) ++query, head = 0;
+        }
+    }
+    IntVec see(int lane, int64_t from, int64_t to) const {
+        return (load_numbers(last + lane) >= static_cast<int32_t>(from)) &
+               (load_numbers(lowest + lane) < static_cast<int32_t>(to));
+    }
+    bool all_see(int64_t from, int64_t to) const { return all_from <= from && to <= all_to; }
+    // What any row sees of `count` keys from position `start` on, from a multiple of PANEL on. The other keys weigh
+    // nothing, and to add nothing changes no sum.
+    Reach reach(int64_t start, int64_t count) const {
+        return {std::max<int64_t>(any_from - start, 0) / PANEL * PANEL, at_most(any_to - start, count)};
+    }
+};
+
 // A thread's working memory, cut for the tiles of a set.
 template <class Unit>
 struct Space {
     using Number = typename Unit::Number;
     float *panels, *scores, *partial, *values, *highest, *total, *partial_highest, *partial_total;
     Number *queries, *weights, *right;
+    Lanes* lanes;  // of each panel of rows
 
     // Whole panels too: there may be a query in every lane.
     static int64_t padded(const Attention& a) {
@@ -160,7 +207,8 @@ struct Space {
     static int64_t bytes(const Attention& a) {
         const int64_t numbers = Unit::size(padded(a), width(a)) + Unit::size(padded(a), SEGMENT) +
                                 Unit::right_size(std::max(width(a), SEGMENT));
-        return padded(a) * (3 * width(a) + SEGMENT + 4) * 4 + numbers * static_cast<int64_t>(sizeof(Number));
+        return padded(a) * (3 * width(a) + SEGMENT + 4) * 4 + numbers * static_cast<int64_t>(sizeof(Number)) +
+               padded(a) / PANEL * static_cast<int64_t>(sizeof(Lanes));
     }
     Space(const Attention& a, float* memory) {
         float** parts[] = {&panels, &partial, &values};
@@ -168,9 +216,14 @@ struct Space {
         scores = memory, memory += padded(a) * SEGMENT;
         float** singles[] = {&highest, &total, &partial_highest, &partial_total};
         for (float** single : singles) *single = memory, memory += padded(a);
-        queries = reinterpret_cast<Number*>(memory);
+        lanes = reinterpret_cast<Lanes*>(memory);
+        queries = reinterpret_cast<Number*>(lanes + padded(a) / PANEL);
         weights = queries + Unit::size(padded(a), width(a));
         right = weights + Unit::size(padded(a), SEGMENT);
+    }
+    // Where there is a query in every lane.
+    void look_at(const Tile& tile) {
+        for (int64_t row = 0; row < tile.height; row += PANEL) new (&lanes[row / PANEL]) Lanes(tile, row);
     }
 };
 

@@ -30,6 +30,7 @@ void finish_tile(const Tile& tile, const Space<Unit>& space) {
 
 template <class Unit, class T>
 void lay_out_queries(const Tile& tile, Space<Unit>& space) {
+    space.look_at(tile);
     gather_queries<T>(tile, space.panels);
     Unit::lay_out_queries(tile, space.panels, space.queries);
 }
@@ -98,7 +99,9 @@ void attend_segments(const LongTile& whole, int64_t first, int64_t end, Space<Un
     for (int64_t segment = first; segment < end; ++segment) {
         const int64_t start = whole.start + segment * SEGMENT;
         const Segment<T> keys = tile.template segment<T>(start), next = tile.template segment<T>(start + SEGMENT);
-        Unit::attend(tile.beginning(start), space, start, keys, next);
+        const Tile rest = tile.beginning(start);
+        space.look_at(rest);
+        Unit::attend(rest, space, start, keys, next);
         for (int64_t r = 0; r < tile.height; ++r)
             if (tile.sees(r, start, start + SEGMENT)) keep_state(tile, space, r, whole.state(segment, r));
     }

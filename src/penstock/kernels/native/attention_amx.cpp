@@ -80,9 +80,9 @@ struct TileUnit : PairPanels {
                        const Segment<uint16_t>& next) {
         const bool lanes = tile.height > FEW_QUERIES;  // of any width: keys are multiplied as they lie
         if (lanes) {
-            score_keys(tile, space, segment);
+            score_keys(tile, space, start, segment);
             weigh_in_lanes<TileUnit>(tile, space, start, segment.count);
-            turn_weights(tile, segment.count, space.scores, space.weights);
+            turn_weights(tile, space, start, segment.count);
         } else {
             score_rows(tile, space, segment);
             weigh_rows<TileUnit>(tile, space, start, segment.count);
@@ -91,8 +91,10 @@ struct TileUnit : PairPanels {
         pack_all_values(segment, next, space.right);
         for (int64_t panel = 0; panel < ceil_div(tile.a.width, PANEL); ++panel) {
             const uint16_t* right = space.right + panel * PairPanels::right_size(SEGMENT);
-            for (int64_t row = 0; row < tile.height; row += BLOCK)
-                multiply_weights(tile, space, row, right, panel, ceil_div(segment.count, STEP));
+            for (int64_t row = 0; row < tile.height; row += BLOCK) {
+                const Reach reach = lanes ? space.lanes[row / PANEL].reach(start, segment.count) : Reach{0, segment.count};
+                if (!reach.is_empty()) multiply_weights(tile, space, row, right, panel, reach);
+            }
         }
         lanes ? merge_in_lanes(tile, space, start, segment.count) : merge_rows(tile, space, start, segment.count);
     }
@@ -105,11 +107,14 @@ struct TileUnit : PairPanels {
             body(key, key_rows(segment, key, copy), key_rows(segment, key + 16, copy + copied));
     }
 
-    // scores [panel of queries][SEGMENT][PANEL]
-    static void score_keys(const Tile& tile, Space<TileUnit>& space, const Segment<uint16_t>& segment) {
+    // scores [panel of queries][SEGMENT][PANEL], of what each panel reaches
+    static void score_keys(
+        const Tile& tile, Space<TileUnit>& space, int64_t start, const Segment<uint16_t>& segment) {
         const int64_t steps = ceil_div(tile.a.width, STEP);
         each_keys(segment, space.right, [&](int64_t key, const KeyRows& low, const KeyRows& high) {
             for (int64_t row = 0; row < tile.height; row += PANEL) {
+                const Reach reach = space.lanes[row / PANEL].reach(start, segment.count);
+                if (key < reach.from || key >= reach.to) continue;
                 const auto kernel = tile.height - row <= 16 ? multiply_keys<true> : multiply_keys<false>;
                 float* sums = space.scores + (row / PANEL * SEGMENT + key) * PANEL;
                 kernel(low, high, space.queries + row / PANEL * steps * BLOCK_STEP, sums, steps);
@@ -140,20 +145,25 @@ struct TileUnit : PairPanels {
         }
     }
 
-    // Weights [panel of queries][SEGMENT][PANEL] to left operand.
-    static void turn_weights(const Tile& tile, int64_t count, const float* weights, uint16_t* left) {
-        const int64_t steps = ceil_div(count, STEP);
-        for (int64_t row = 0; row < tile.height; row += 16)
-            for (int64_t step = 0; step < steps; ++step) {
-                const float* from = weights + (row / PANEL * SEGMENT + step * STEP) * PANEL + row % PANEL;
-                turn_pairs(left + (row / BLOCK * steps + step) * BLOCK_STEP + row % BLOCK / 16 * TILE, [&](int64_t j) {
-                    const int64_t key = step * STEP + 2 * j;
-                    const BitVec first = key < count ? (BitVec)load(from + 2 * j * PANEL) : BitVec{};
-                    const BitVec second = key + 1 < count ? (BitVec)load(from + (2 * j + 1) * PANEL) : BitVec{};
+    // Weights [panel of queries][SEGMENT][PANEL] to left operands [block of queries][steps of SEGMENT].
+    static void turn_weights(const Tile& tile, Space<TileUnit>& space, int64_t start, int64_t count) {
+        for (int64_t row = 0; row < tile.height; row += 16) {
+            const Reach reach = space.lanes[row / PANEL].reach(start, count);
+            for (int64_t at = reach.from; at < reach.to; at += STEP) {
+                const float* from = space.scores + (row / PANEL * SEGMENT + at) * PANEL + row % PANEL;
+                uint16_t* left = space.weights + left_at(row / BLOCK, at) + row % BLOCK / 16 * TILE;
+                turn_pairs(left, [&](int64_t j) {
+                    const int64_t key = at + 2 * j;
+                    const BitVec first = key < reach.to ? (BitVec)load(from + 2 * j * PANEL) : BitVec{};
+                    const BitVec second = key + 1 < reach.to ? (BitVec)load(from + (2 * j + 1) * PANEL) : BitVec{};
                     return (Vec)((first >> 16) | (second & 0xffff0000U));
                 });
             }
+        }
     }
+
+    // Where the weights of keys from `key` on lie for a block of queries.
+    static int64_t left_at(int64_t block, int64_t key) { return (block * SEGMENT + key) / STEP * BLOCK_STEP; }
 
     // The same of weights in rows, FEW_QUERIES at most. Rows that are not there keep what they hold: their sums are not
     // used.
@@ -167,11 +177,12 @@ struct TileUnit : PairPanels {
     }
 
     // A block of weights times a panel of values, to where partial results lie in panels.
-    static void multiply_weights(
-        const Tile& tile, Space<TileUnit>& space, int64_t row, const uint16_t* values, int64_t panel, int64_t steps) {
-        const uint16_t* weights = space.weights + row / BLOCK * steps * BLOCK_STEP;
+    static void multiply_weights(const Tile& tile, Space<TileUnit>& space, int64_t row, const uint16_t* values,
+                                 int64_t panel, Reach reach) {
+        const uint16_t* weights = space.weights + left_at(row / BLOCK, reach.from);
         const auto kernel = tile.height - row <= 16 ? multiply<true> : multiply<false>;
-        kernel(weights, values, space.partial + (panel * tile.padded + row) * PANEL, steps);
+        kernel(weights, values + reach.from / STEP * BLOCK_STEP, space.partial + (panel * tile.padded + row) * PANEL,
+               ceil_div(reach.to - reach.from, STEP));
     }
 };
 

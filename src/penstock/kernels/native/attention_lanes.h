@@ -87,34 +87,6 @@ struct WideSide {
     };
 };
 
-PENSTOCK_INLINE IntVec load_numbers(const int32_t* from) {
-    IntVec v;
-    std::memcpy(&v, from, sizeof v);
-    return v;
-}
-
-// Which of a tile's rows, PANEL of them at a time, see what; rows that are not there see nothing.
-struct Lanes {
-    int32_t last[PANEL], lowest[PANEL];
-
-    Lanes(const Tile& tile, int64_t row) {
-        for (int64_t r = 0; r < PANEL; ++r) {
-            const bool is_there = row + r < tile.height;
-            last[r] = is_there ? static_cast<int32_t>(tile.position(row + r)) : -1;
-            lowest[r] = is_there ? static_cast<int32_t>(tile.lowest(row + r)) : 0;
-        }
-    }
-    IntVec see(int lane, int64_t from, int64_t to) const {
-        return (load_numbers(last + lane) >= static_cast<int32_t>(from)) &
-               (load_numbers(lowest + lane) < static_cast<int32_t>(to));
-    }
-    bool all_see(int64_t from, int64_t to) const {
-        bool found = true;
-        for (int64_t r = 0; r < PANEL; ++r) found &= last[r] >= to - 1 && lowest[r] <= from;
-        return found;
-    }
-};
-
 // Queries as [panel of rows][depth of width][PANEL].
 template <class Side>
 void turn_queries(const Tile& tile, const float* panels, typename Side::Left* turned) {
@@ -126,10 +98,10 @@ void turn_queries(const Tile& tile, const float* panels, typename Side::Left* tu
             });
 }
 
-// scores [panel of rows][SEGMENT][PANEL]
+// scores [panel of rows][SEGMENT][PANEL], of what each panel reaches
 template <class Side, class T>
-void score_keys(const Tile& tile, const Segment<T>& segment, const typename Side::Left* turned,
-                typename Side::Left* keys, float* scores) {
+void score_keys(const Tile& tile, const Lanes* lanes, int64_t start, const Segment<T>& segment,
+                const typename Side::Left* turned, typename Side::Left* keys, float* scores) {
     constexpr int STRIDE = key_stride<Side>();
     const int64_t depth = Side::depth(tile.a.width);
     each_block(segment.count, [&](int64_t first, int64_t height) {
@@ -138,6 +110,8 @@ void score_keys(const Tile& tile, const Segment<T>& segment, const typename Side
             Side::keep_key(segment, key, keys + (key - first) * STRIDE);
         }
         for (int64_t panel = 0; panel * PANEL < tile.height; ++panel) {
+            const Reach reach = lanes[panel].reach(start, segment.count);
+            if (first + height <= reach.from || first >= reach.to) continue;
             const auto* queries = turned + panel * depth * PANEL;
             multiply_block<typename Side::template Product<STRIDE, 1>>(
                 height, keys, queries, scores + (panel * SEGMENT + first) * PANEL, depth, true, nothing_of(queries));
@@ -153,24 +127,28 @@ PENSTOCK_INLINE void store_weights(float* to, int64_t key, const Vec* weights) {
 
 // Scores of some lanes to weights, as `weigh_row` does for a row; its sum of every LANES-th weight, by halves.
 template <class Unit, bool ALL>
-PENSTOCK_INLINE void weigh_lanes(const Attention& a, const Lanes& lanes, int lane, int64_t start, int64_t count,
+PENSTOCK_INLINE void weigh_lanes(const Attention& a, const Lanes& lanes, int lane, int64_t start, Reach reach,
                                  float* scores, float* highest, float* total) {
     const Vec nothing = splat(-INFINITY);
     const auto seen = [&](int64_t key) {
         return ALL ? IntVec{} == IntVec{} : lanes.see(lane, start + key, start + key + 1);
     };
-    Vec most = nothing;
-    for (int64_t key = 0; key < count; ++key) {
-        const Vec score = seen(key) ? score_of(a, load(scores + key * PANEL + lane)) : nothing;
-        most = higher(most, score);
-        store(scores + key * PANEL + lane, score);
+    const auto score_at = [&](int64_t key) { return load(scores + key * PANEL + lane); };
+    float scale = a.scale;
+    if (a.cap > 0.0F || scale <= 0.0F) {
+        for (int64_t key = reach.from; key < reach.to; ++key)
+            store(scores + key * PANEL + lane, score_of(a, score_at(key)));
+        scale = 1.0F;
     }
-    const Vec peak = lanes.see(lane, start, start + count) ? most : Vec{};
+    Vec most = nothing;  // the highest product becomes the highest score
+    for (int64_t key = reach.from; key < reach.to; ++key) most = higher(most, seen(key) ? score_at(key) : nothing);
+    const Vec peak = lanes.see(lane, start + reach.from, start + reach.to) ? most * scale : Vec{};
     Vec sums[LANES] = {};
-    each_together(count, [&](auto number, int64_t first) {
+    each_together(reach.to - reach.from, [&](auto number, int64_t at) {
         constexpr int N = number;
+        const int64_t first = reach.from + at;
         Vec weights[N];
-        each<N>([&](int j) { weights[j] = load(scores + (first + j) * PANEL + lane) - peak; });
+        each<N>([&](int j) { weights[j] = score_at(first + j) * scale - peak; });
         exp<N>(weights);
         each<N>([&](int j) { weights[j] = seen(first + j) ? weights[j] : Vec{}; });
         Unit::template keep<N>(scores + lane, first, weights);
@@ -225,11 +203,13 @@ void merge_lanes(const Tile& tile, Space& space, const Lanes& lanes, int64_t row
 template <class Unit, class Space>
 void weigh_in_lanes(const Tile& tile, Space& space, int64_t start, int64_t count) {
     for (int64_t row = 0; row < tile.height; row += PANEL) {
-        const Lanes lanes(tile, row);
-        const bool all = lanes.all_see(start, start + count);
+        const Lanes& lanes = space.lanes[row / PANEL];
+        const Reach reach = lanes.reach(start, count);
+        if (reach.is_empty()) continue;
+        const bool all = lanes.all_see(start + reach.from, start + reach.to);
         for (int lane = 0; lane < PANEL; lane += LANES)
             (all ? weigh_lanes<Unit, true> : weigh_lanes<Unit, false>)(
-                tile.a, lanes, lane, start, count, space.scores + row * SEGMENT, space.partial_highest + row,
+                tile.a, lanes, lane, start, reach, space.scores + row * SEGMENT, space.partial_highest + row,
                 space.partial_total + row);
     }
 }
@@ -237,7 +217,7 @@ void weigh_in_lanes(const Tile& tile, Space& space, int64_t start, int64_t count
 template <class Space>
 void merge_in_lanes(const Tile& tile, Space& space, int64_t start, int64_t count) {
     for (int64_t row = 0; row < tile.height; row += PANEL)
-        merge_lanes(tile, space, Lanes(tile, row), row, start, count);
+        merge_lanes(tile, space, space.lanes[row / PANEL], row, start, count);
 }
 
 // A segment, for a tile of many queries whose heads are not wider than WIDEST.
@@ -246,19 +226,23 @@ void attend_lanes(const Tile& tile, Space& space, int64_t start, const Segment<T
     using Side = typename Unit::Side;
     using Left = typename Side::Left;
     const int64_t count = segment.count;
-    score_keys<Side>(tile, segment, reinterpret_cast<const Left*>(space.queries), reinterpret_cast<Left*>(space.right),
-                     space.scores);
+    score_keys<Side>(tile, space.lanes, start, segment, reinterpret_cast<const Left*>(space.queries),
+                     reinterpret_cast<Left*>(space.right), space.scores);
     weigh_in_lanes<Unit>(tile, space, start, count);
     for (int64_t panel = 0; panel < ceil_div(tile.a.width, PANEL); ++panel) {
         Unit::pack_values(segment, next, panel, space.right);
-        for (int64_t row = 0; row < tile.height; row += PANEL)
+        for (int64_t row = 0; row < tile.height; row += PANEL) {
+            const Reach reach = space.lanes[row / PANEL].reach(start, count);
+            if (reach.is_empty()) continue;
+            const int64_t skipped = Side::depth(reach.from), depth = Side::depth(reach.to) - skipped;
+            const auto* values = space.right + reach.from * PANEL;
+            const auto* all = reinterpret_cast<const Left*>(space.scores + row * SEGMENT) + skipped * PANEL;
             each_block(at_most(PANEL, tile.height - row), [&](int64_t first, int64_t height) {
                 float* out = space.partial + (panel * tile.padded + row + first) * PANEL;
-                const auto* weights = reinterpret_cast<const Left*>(space.scores + row * SEGMENT) + first;
-                multiply_block<typename Side::template Product<1, PANEL>>(height, weights, space.right, out,
-                                                                          Side::depth(count), true,
-                                                                          nothing_of(space.right));
+                multiply_block<typename Side::template Product<1, PANEL>>(height, all + first, values, out, depth, true,
+                                                                          nothing_of(values));
             });
+        }
     }
     merge_in_lanes(tile, space, start, count);
 }
