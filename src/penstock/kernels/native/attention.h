@@ -49,35 +49,9 @@ struct Segment {
     }
     const T* row(const void* cache, int64_t i) const { return static_cast<const T*>(cache) + place[i]; }
     bool has(int64_t i) const { return i >= skipped && i < count; }
-    void take(const Segment& other) {
-        skipped = other.skipped;
-        count = other.count;
-        std::memcpy(place, other.place, sizeof place);
-    }
     // Numbers `at` .. of row i; zeros where it is not there, and behind its end.
     PENSTOCK_INLINE Vec load(const void* cache, int64_t i, int64_t at) const {
         return has(i) ? load_some(row(cache, i) + at, a.width - at) : Vec{};
-    }
-    // All of row i is wanted soon: blocks lie anywhere, so the processor does not see them coming.
-    PENSTOCK_INLINE void fetch_row(const void* cache, int64_t i) const {
-        if (!has(i)) return;
-        for (int64_t at = 0; at < a.width; at += 64 / static_cast<int64_t>(sizeof(T)))
-            __builtin_prefetch(row(cache, i) + at, 0, 2);
-    }
-    // Its key and its value.
-    PENSTOCK_INLINE void fetch_both(int64_t i) const {
-        fetch_row(a.keys, i);
-        fetch_row(a.values, i);
-    }
-    // The cache line of its number `at`.
-    PENSTOCK_INLINE void fetch_line(const void* cache, int64_t i, int64_t at) const {
-        if (has(i) && at < a.width) __builtin_prefetch(row(cache, i) + at, 0, 2);
-    }
-    // A panel's part of it.
-    PENSTOCK_INLINE void fetch(const void* cache, int64_t i, int64_t panel) const {
-        if (!has(i)) return;
-        for (int64_t at = 0; at < PANEL; at += 64 / static_cast<int64_t>(sizeof(T)))
-            __builtin_prefetch(row(cache, i) + panel * PANEL + at, 0, 2);
     }
 };
 
@@ -144,6 +118,77 @@ struct Tile {
     }
     // Where number i of a row lies in panels.
     int64_t at(int64_t row, int64_t i) const { return (i / PANEL * padded + row) * PANEL + i % PANEL; }
+};
+
+constexpr int64_t STEPS_BETWEEN = 4;  // of fetching, at once where products leave off: the memory is busy meanwhile
+
+// What is fetched while a tile is attended to: its keys and values behind the first segment, and those of the first
+// segment of what comes `later`, spread evenly over all of the work. Blocks lie anywhere, so the processor does not see
+// them coming; and where some lines are wanted at once, all wait for the memory.
+template <class T>
+class Ahead {
+  public:
+    // From `start` up to `end` the tile is attended to. `later` may be null.
+    Ahead(const Tile& tile, int64_t start, int64_t end, const Tile* later) : rest_{later, 0, 0} {
+        const int64_t first = std::min(start + SEGMENT, end);
+        if (later) {
+            rest_.from = std::max(later->start(), later->lowest());
+            rest_.to = at_most(later->end(), later->start() + SEGMENT);
+        }
+        const int64_t keys = end - first + std::max<int64_t>(rest_.to - rest_.from, 0);
+        a_key_ = ceil_div(keys * ceil_div(tile.a.width, LINE) * UNIT, std::max<int64_t>(end - start, 1));
+        enter({&tile, first, end});
+    }
+    // What follows takes so many steps for so many keys.
+    void spread(int64_t keys, int64_t steps) { each_ = keys * a_key_ / std::max<int64_t>(steps, 1); }
+    PENSTOCK_INLINE void step(int64_t count = 1) {
+        due_ += count * each_;
+        int64_t lines = due_ / UNIT;
+        due_ %= UNIT;
+        while (lines > 0 && (left_ > 0 || take_block())) {
+            const int64_t now = std::min(lines, left_);
+            for (const T* end = key_ + now * LINE; key_ < end; key_ += LINE, value_ += LINE) {
+                __builtin_prefetch(key_, 0, 2);
+                __builtin_prefetch(value_, 0, 2);
+            }
+            lines -= now;
+            left_ -= now;
+        }
+    }
+
+  private:
+    static constexpr int64_t LINE = 64 / static_cast<int64_t>(sizeof(T)), UNIT = 64;
+    struct Part {
+        const Tile* tile;
+        int64_t from, to;
+    };
+
+    void enter(const Part& part) {
+        now_ = part;
+        left_ = 0;
+    }
+    __attribute__((noinline)) bool take_block() {
+        if (now_.from >= now_.to) {
+            if (!rest_.tile) return false;
+            enter(rest_);
+            rest_.tile = nullptr;
+            return take_block();
+        }
+        const Attention& a = now_.tile->a;
+        const int64_t place = now_.from - now_.tile->begin(), offset = place % a.block_tokens;
+        const int64_t count = std::min(a.block_tokens - offset, now_.to - now_.from);
+        const int64_t row = (now_.tile->table()[place / a.block_tokens] * a.kv_heads + now_.tile->head) * a.block_tokens;
+        key_ = static_cast<const T*>(a.keys) + (row + offset) * a.width;
+        value_ = static_cast<const T*>(a.values) + (row + offset) * a.width;
+        left_ = ceil_div(count * a.width, LINE);
+        now_.from += count;
+        return true;
+    }
+
+    Part now_{}, rest_;
+    const T *key_ = nullptr, *value_ = nullptr;
+    int64_t left_ = 0;                    // lines of the block
+    int64_t a_key_, each_ = 0, due_ = 0;  // lines of both, for a key of the tile's work, for a step: in parts of UNIT
 };
 
 PENSTOCK_INLINE IntVec load_numbers(const int32_t* from) {

@@ -15,6 +15,7 @@ namespace {
 constexpr int64_t KEPT_BYTES = int64_t{32} << 20;  // for the segments of cut tiles, at most; memory.py counts them
 constexpr int64_t PARTS = 2;                       // a thread's share of all segments, in parts: more than one is cut
 constexpr int64_t FEW_SEGMENTS = 4;                // are not worth it
+constexpr int64_t TASKS_AT_ONCE = 8;               // that a thread takes
 
 // What there is of all rows before the tile's first segment, and what becomes of them behind its last.
 template <class Unit>
@@ -35,17 +36,14 @@ void lay_out_queries(const Tile& tile, Space<Unit>& space) {
     Unit::lay_out_queries(tile, space.panels, space.queries);
 }
 
-// While the last segment is multiplied, the first one of what comes `after` this tile is fetched.
+// `later` is what the thread attends to behind it, or null.
 template <class Unit, class T>
-void attend_tile(const Tile& tile, Space<Unit> space, const Segment<T>& after) {
+void attend_tile(const Tile& tile, Space<Unit> space, const Tile* later) {
     lay_out_queries<Unit, T>(tile, space);
     take_states(tile, space);
-    Segment<T> segment = tile.template segment<T>(tile.start());
-    for (int64_t start = tile.start(); start < tile.end(); start += SEGMENT) {
-        const Segment<T> next = tile.template segment<T>(start + SEGMENT);
-        Unit::attend(tile, space, start, segment, next.count ? next : after);
-        segment.take(next);
-    }
+    Ahead<T> ahead(tile, tile.start(), tile.end(), later);
+    for (int64_t start = tile.start(); start < tile.end(); start += SEGMENT)
+        Unit::attend(tile, space, start, tile.template segment<T>(start), ahead);
     finish_tile<Unit, T>(tile, space);
 }
 
@@ -96,12 +94,14 @@ template <class Unit, class T>
 void attend_segments(const LongTile& whole, int64_t first, int64_t end, Space<Unit> space) {
     const Tile& tile = whole.tile;
     lay_out_queries<Unit, T>(tile, space);
+    const int64_t behind = std::min(whole.start + end * SEGMENT, tile.end());
+    Ahead<T> ahead(tile, whole.start + first * SEGMENT, behind, nullptr);
     for (int64_t segment = first; segment < end; ++segment) {
         const int64_t start = whole.start + segment * SEGMENT;
-        const Segment<T> keys = tile.template segment<T>(start), next = tile.template segment<T>(start + SEGMENT);
+        const Segment<T> keys = tile.template segment<T>(start);
         const Tile rest = tile.beginning(start);
         space.look_at(rest);
-        Unit::attend(rest, space, start, keys, next);
+        Unit::attend(rest, space, start, keys, ahead);
         for (int64_t r = 0; r < tile.height; ++r)
             if (tile.sees(r, start, start + SEGMENT)) keep_state(tile, space, r, whole.state(segment, r));
     }
@@ -194,6 +194,23 @@ struct TileTasks {
     }
 };
 
+// A thread's tasks: of a tile it takes several key heads, which read the same queries and blocks.
+class Hand {
+  public:
+    Hand(Tasks& tasks, int threads) : tasks_(tasks), threads_(threads) {}
+    int64_t take() {
+        if (mine_.first == mine_.end) mine_ = tasks_.take_several(TASKS_AT_ONCE, threads_);
+        return mine_.first < mine_.end ? mine_.first++ : -1;
+    }
+    // The next task, to know it early; -1 where another thread would go without.
+    int64_t take_early() { return mine_.first < mine_.end || tasks_.left() >= threads_ ? take() : -1; }
+
+  private:
+    Tasks& tasks_;
+    const int threads_;
+    Tasks::Several mine_{0, 0};
+};
+
 // Sets that do not need each other's states, as one run.
 template <class Unit, class T>
 void attend_all(Context& context, const Attention* sets, int64_t count) {
@@ -204,9 +221,9 @@ void attend_all(Context& context, const Attention* sets, int64_t count) {
     context.pool.run(work.tasks(), [&](Tasks& all, int thread) {
         float* memory = context.own_array<float>(thread);
         Unit::begin();
-        for (int64_t task = all.take(), following; task >= 0; task = following < 0 ? all.take() : following) {
-            // Early, to know what to fetch; not where another thread would go without.
-            following = all.left() >= threads ? all.take() : -1;
+        Hand hand(all, threads);
+        for (int64_t task = hand.take(), following; task >= 0; task = following < 0 ? hand.take() : following) {
+            following = hand.take_early();  // to know what to fetch
             if (task < pieces) {
                 const auto& piece = work.pieces[static_cast<size_t>(task)];
                 const LongTile& whole = work.long_tiles[piece.tile];
@@ -215,7 +232,7 @@ void attend_all(Context& context, const Attention* sets, int64_t count) {
             }
             const Tile tile = work.tile(task - pieces), later = work.tile((following < 0 ? task : following) - pieces);
             if (work.is_cut(tile)) continue;
-            const Segment<T> after = later.template segment<T>(following < 0 ? later.end() : later.start());
+            const Tile* after = following < 0 ? nullptr : &later;
             const Space<Unit> space(tile.a, memory);
             if (tile.count == 1 || may_go_together<T>(tile)) {
                 attend_tile<Unit, T>(tile, space, after);

@@ -52,6 +52,8 @@ void multiply_keys(const KeyRows& low, const KeyRows& high, const uint16_t* quer
 
 static_assert(FEW_QUERIES == 16, "a tile's rows");
 
+constexpr int64_t STEPS_A_PRODUCT = 8;  // of what is fetched ahead, of 32 keys; to pack their values takes 16
+
 struct TileUnit : PairPanels {
     static constexpr int64_t ROWS = BLOCK;
     static void begin() { configure_tiles(); }
@@ -77,18 +79,20 @@ struct TileUnit : PairPanels {
     }
 
     static void attend(const Tile& tile, Space<TileUnit>& space, int64_t start, const Segment<uint16_t>& segment,
-                       const Segment<uint16_t>& next) {
+                       Ahead<uint16_t>& ahead) {
         const bool lanes = tile.height > FEW_QUERIES;  // of any width: keys are multiplied as they lie
+        ahead.spread(segment.count, ceil_div(segment.count, STEP) * (STEPS_A_PRODUCT + STEP / 2) + 2 * STEPS_BETWEEN);
         if (lanes) {
-            score_keys(tile, space, start, segment);
+            score_keys(tile, space, start, segment, ahead);
             weigh_in_lanes<TileUnit>(tile, space, start, segment.count);
             turn_weights(tile, space, start, segment.count);
         } else {
-            score_rows(tile, space, segment);
+            score_rows(tile, space, segment, ahead);
+            ahead.step(STEPS_BETWEEN);
             weigh_rows<TileUnit>(tile, space, start, segment.count);
             lay_out_weights(tile, segment.count, space.scores, space.weights);
         }
-        pack_all_values(segment, next, space.right);
+        pack_all_values(segment, ahead, space.right);
         for (int64_t panel = 0; panel < ceil_div(tile.a.width, PANEL); ++panel) {
             const uint16_t* right = space.right + panel * PairPanels::right_size(SEGMENT);
             for (int64_t row = 0; row < tile.height; row += BLOCK) {
@@ -96,22 +100,25 @@ struct TileUnit : PairPanels {
                 if (!reach.is_empty()) multiply_weights(tile, space, row, right, panel, reach);
             }
         }
+        ahead.step(STEPS_BETWEEN);
         lanes ? merge_in_lanes(tile, space, start, segment.count) : merge_rows(tile, space, start, segment.count);
     }
 
     // Calls body(key, low, high) for every 32 keys.
     template <class Body>
-    static void each_keys(const Segment<uint16_t>& segment, uint16_t* copy, Body&& body) {
+    static void each_keys(const Segment<uint16_t>& segment, Ahead<uint16_t>& ahead, uint16_t* copy, Body&& body) {
         const int64_t copied = 16 * ceil_div(segment.a.width, STEP) * STEP;
-        for (int64_t key = 0; key < segment.count; key += BLOCK)
+        for (int64_t key = 0; key < segment.count; key += BLOCK) {
+            for (int64_t step = 0; step < STEPS_A_PRODUCT; ++step) ahead.step();
             body(key, key_rows(segment, key, copy), key_rows(segment, key + 16, copy + copied));
+        }
     }
 
     // scores [panel of queries][SEGMENT][PANEL], of what each panel reaches
     static void score_keys(
-        const Tile& tile, Space<TileUnit>& space, int64_t start, const Segment<uint16_t>& segment) {
+        const Tile& tile, Space<TileUnit>& space, int64_t start, const Segment<uint16_t>& segment, Ahead<uint16_t>& ahead) {
         const int64_t steps = ceil_div(tile.a.width, STEP);
-        each_keys(segment, space.right, [&](int64_t key, const KeyRows& low, const KeyRows& high) {
+        each_keys(segment, ahead, space.right, [&](int64_t key, const KeyRows& low, const KeyRows& high) {
             for (int64_t row = 0; row < tile.height; row += PANEL) {
                 const Reach reach = space.lanes[row / PANEL].reach(start, segment.count);
                 if (key < reach.from || key >= reach.to) continue;
@@ -123,9 +130,10 @@ struct TileUnit : PairPanels {
     }
 
     // scores as rows, for FEW_QUERIES of them at most
-    static void score_rows(const Tile& tile, Space<TileUnit>& space, const Segment<uint16_t>& segment) {
+    static void score_rows(
+        const Tile& tile, Space<TileUnit>& space, const Segment<uint16_t>& segment, Ahead<uint16_t>& ahead) {
         float* sums = space.partial;  // [32][PANEL], until they are turned
-        each_keys(segment, space.right, [&](int64_t key, const KeyRows& low, const KeyRows& high) {
+        each_keys(segment, ahead, space.right, [&](int64_t key, const KeyRows& low, const KeyRows& high) {
             multiply_keys<true>(low, high, space.queries, sums, ceil_div(tile.a.width, STEP));
             for (int64_t half = 0; half < BLOCK; half += 16)
                 turn_square(space.scores + tile.at(0, key + half), tile.height,
@@ -133,13 +141,12 @@ struct TileUnit : PairPanels {
         });
     }
 
-    // All values of a segment, [panel][pairs of keys][2 tiles]; what comes `next` is fetched.
-    static void pack_all_values(const Segment<uint16_t>& segment, const Segment<uint16_t>& next, uint16_t* right) {
+    // All values of a segment, [panel][pairs of keys][2 tiles].
+    static void pack_all_values(const Segment<uint16_t>& segment, Ahead<uint16_t>& ahead, uint16_t* right) {
         const Interleave interleave;
         for (int64_t key = 0; key < ceil_div(segment.count, STEP) * STEP; key += 2) {
             uint16_t* line = right + key / STEP * BLOCK_STEP + key % STEP / 2 * 32;
-            next.fetch_both(key);
-            next.fetch_both(key + 1);
+            ahead.step();
             for (int64_t i = 0; i < segment.a.width; i += PANEL, line += PairPanels::right_size(SEGMENT))
                 interleave(values(segment, key, i), values(segment, key + 1, i), line);
         }

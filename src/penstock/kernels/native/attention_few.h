@@ -3,6 +3,7 @@
 // Keys are turned as they lie, pairs of bfloat16 as one number, and multiplied at once; values are not laid out at all.
 // Every number comes from the same operations in the same order as in attention_lanes.h. Of a unit's `Side` is wanted,
 // beside what that file says:
+//   rows(...)       rows of a tile as Lefts, [panel][padded][depth of PANEL], from float32 panels, perhaps in some memory
 //   PARTS<T>        how many Lefts a lane of the cache is multiplied with; part(lanes, i): what number i of them is
 //   KEYS            how many keys' values a Left of weights is multiplied with; columns(...): these of some columns
 //   spread(left)    a Left in every lane; add(each, w, sum): sum + each times w
@@ -28,22 +29,17 @@ PENSTOCK_INLINE Vec key_as_is(const Segment<T>& segment, int64_t key, int64_t at
     return v;
 }
 
-// Numbers `at` .. of LANES keys, each in its lane. Their values are fetched on the way, a line of each: all at once
-// would wait for the memory.
+// Numbers `at` .. of LANES keys, each in its lane.
 template <class T>
 PENSTOCK_INLINE void turn_keys(const Segment<T>& segment, int64_t first, int64_t at, Vec* turned) {
     const bool whole = segment.has(first) && segment.has(first + LANES - 1) && at + NUMBERS<T> <= segment.a.width;
-    const bool is_line = at * static_cast<int64_t>(sizeof(T)) % LINE_BYTES == 0;
     Vec square[LANES];
 #pragma GCC unroll 16  // so that the vectors stay in registers
     for (int64_t j = 0; j < LANES; ++j) {
-        if (!whole) {
+        if (whole)
+            std::memcpy(&square[j], segment.row(segment.a.keys, first + j) + at, sizeof(Vec));
+        else
             square[j] = key_as_is(segment, first + j, at);
-            if (is_line) segment.fetch_line(segment.a.values, first + j, at);
-            continue;
-        }
-        if (is_line) __builtin_prefetch(segment.row(segment.a.values, first + j) + at, 0, 2);
-        std::memcpy(&square[j], segment.row(segment.a.keys, first + j) + at, sizeof(Vec));
     }
     turn(square);
 #pragma GCC unroll 16
@@ -57,7 +53,7 @@ struct Sums {
 
     PENSTOCK_INLINE void add(const typename Side::Left* x, const Vec* w) {
         for (int r = 0; r < ROWS; ++r) {
-            const Vec each = Side::spread(x[r]);
+            const Vec each = Side::spread(x[r * Side::depth(PANEL)]);
             for (int c = 0; c < VECTORS; ++c) sums[r][c] = Side::add(each, w[c], sums[r][c]);
         }
     }
@@ -81,20 +77,29 @@ PENSTOCK_INLINE void each_strip(int64_t vectors, Body&& body) {
     for (; at < vectors; at += 2) body(std::integral_constant<int, 2>(), at);
 }
 
-// scores of VECTORS of keys from `key` on; queries [depth of width][ROWS].
+// Where number `k` of row `row` lies in rows of Lefts.
+template <class Side>
+PENSTOCK_INLINE int64_t left_at(const Tile& tile, int64_t row, int64_t k) {
+    return (k / PANEL * tile.padded + row) * Side::depth(PANEL) + Side::depth(k % PANEL);
+}
+
+// scores of VECTORS of keys from `key` on.
 template <class Side, int ROWS, int VECTORS, class T>
-void score_strip(const Tile& tile, const Segment<T>& segment, int64_t key, const typename Side::Left* queries,
-                 float* scores, int64_t row) {
+void score_strip(const Tile& tile, const Segment<T>& segment, Ahead<T>& ahead, int64_t key,
+                 const typename Side::Left* queries, float* scores, int64_t row) {
     const int64_t width = segment.a.width;
     Sums<Side, ROWS, VECTORS> sums;
     for (int64_t at = 0; at < width; at += NUMBERS<T>) {
         Vec turned[VECTORS][LANES];
-        for (int c = 0; c < VECTORS; ++c) turn_keys(segment, key + c * LANES, at, turned[c]);
-        const typename Side::Left* x = queries + Side::depth(at) * ROWS;
+        for (int c = 0; c < VECTORS; ++c) {
+            ahead.step();
+            turn_keys(segment, key + c * LANES, at, turned[c]);
+        }
+        const typename Side::Left* x = queries + left_at<Side>(tile, row, at);
         Sums<Side, ROWS, VECTORS> now = sums;  // in registers, which turning needs for itself
         int64_t left = Side::depth(width - at);
         for (int64_t j = 0; j < LANES; ++j)
-            for (int part = 0; part < Side::template PARTS<T> && left > 0; ++part, --left, x += ROWS) {
+            for (int part = 0; part < Side::template PARTS<T> && left > 0; ++part, --left, ++x) {
                 Vec parts[VECTORS];
                 for (int c = 0; c < VECTORS; ++c) parts[c] = Side::template part<T>(turned[c][j], part);
                 now.add(x, parts);
@@ -104,19 +109,24 @@ void score_strip(const Tile& tile, const Segment<T>& segment, int64_t key, const
     sums.save(tile, scores, row, key);
 }
 
-// VECTORS of columns of the values, from `at` on; weights [depth of count][ROWS]. Of what comes `next`, the keys are
-// fetched. Keys that are skipped come first and weigh nothing.
+constexpr int64_t KEYS_A_STEP = 8;  // whose values are multiplied between two steps of fetching
+
+// VECTORS of columns of the values, from `at` on. Keys that are skipped come first and weigh nothing.
 template <class Side, int ROWS, int VECTORS, class T>
-void value_strip(const Tile& tile, const Segment<T>& segment, const Segment<T>& next, int64_t at,
+void value_strip(const Tile& tile, const Segment<T>& segment, Ahead<T>& ahead, int64_t at,
                  const typename Side::Left* weights, float* out, int64_t row) {
     Sums<Side, ROWS, VECTORS> sums;
-    for (int64_t key = segment.skipped / Side::KEYS * Side::KEYS; key < segment.count; key += Side::KEYS) {
-        for (int64_t one = key; one < key + Side::KEYS; ++one)
-            for (int64_t column = at; column < at + VECTORS * LANES; column += 64 / static_cast<int64_t>(sizeof(T)))
-                next.fetch_line(next.a.keys, one, column);
-        Vec columns[VECTORS];
-        Side::columns(segment, key, at, columns, std::integral_constant<int, VECTORS>());
-        sums.add(weights + key / Side::KEYS * ROWS, columns);
+    for (int64_t key = segment.skipped / Side::KEYS * Side::KEYS, end; key < segment.count; key = end) {
+        ahead.step();
+        end = at_most((key / KEYS_A_STEP + 1) * KEYS_A_STEP, segment.count);
+        Sums<Side, ROWS, VECTORS> now = sums;  // in registers, which fetching does not leave alone
+        const typename Side::Left* x = weights + left_at<Side>(tile, row, key);
+        for (; key < end; key += Side::KEYS, ++x) {
+            Vec columns[VECTORS];
+            Side::columns(segment, key, at, columns, std::integral_constant<int, VECTORS>());
+            now.add(x, columns);
+        }
+        sums = now;
     }
     sums.save(tile, out, row, at);
 }
@@ -138,25 +148,29 @@ PENSTOCK_INLINE void each_few(const Tile& tile, Body&& body) {
 // As `attend_lanes`, for a tile of few queries.
 template <class Unit, class T>
 void attend_few(
-    const Tile& tile, Space<Unit>& space, int64_t start, const Segment<T>& segment, const Segment<T>& next) {
+    const Tile& tile, Space<Unit>& space, int64_t start, const Segment<T>& segment, Ahead<T>& ahead) {
     using Side = typename Unit::Side;
     using Left = typename Side::Left;
     const int64_t width = tile.a.width, count = segment.count;
+    const int64_t squares = ceil_div(count, PANEL) * PANEL / LANES * ceil_div(width, NUMBERS<T>);
+    ahead.spread(count, ceil_div(tile.height, MAX_ROWS) * (squares + ceil_div(count, KEYS_A_STEP)) + 3 * STEPS_BETWEEN);
+    const Left* queries = Side::rows(tile, space.panels, width, space.queries);
     each_few(tile, [&](auto rows, int64_t row) {
         constexpr int MOST = MOST_VECTORS<rows> < 4 ? 2 : 4;
-        const Left* queries = reinterpret_cast<const Left*>(space.queries) + row * Side::depth(width);
         each_strip<MOST>(ceil_div(count, PANEL) * PANEL / LANES, [&](auto vectors, int64_t first) {
-            score_strip<Side, rows, vectors>(tile, segment, first * LANES, queries, space.scores, row);
+            score_strip<Side, rows, vectors>(tile, segment, ahead, first * LANES, queries, space.scores, row);
         });
     });
+    ahead.step(STEPS_BETWEEN);
     weigh_rows(tile, space, start, count);
-    Unit::lay_out(space.scores, tile.padded, tile.height, count, space.weights);
+    ahead.step(STEPS_BETWEEN);
+    const Left* weights = Side::rows(tile, space.scores, count, space.weights);
     each_few(tile, [&](auto rows, int64_t row) {
-        const Left* weights = reinterpret_cast<const Left*>(space.weights) + row * Side::depth(count);
         each_strip<MOST_VECTORS<rows>>(ceil_div(width, PANEL) * PANEL / LANES, [&](auto vectors, int64_t first) {
-            value_strip<Side, rows, vectors>(tile, segment, next, first * LANES, weights, space.partial, row);
+            value_strip<Side, rows, vectors>(tile, segment, ahead, first * LANES, weights, space.partial, row);
         });
     });
+    ahead.step(STEPS_BETWEEN);
     merge_rows(tile, space, start, count);
 }
 

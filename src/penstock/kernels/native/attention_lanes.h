@@ -34,6 +34,7 @@ struct WideSide {
     using Left = float;
 
     static constexpr int64_t depth(int64_t k) { return k; }
+    static const float* rows(const Tile&, const float* panels, int64_t, float*) { return panels; }
 
     template <class T>
     static constexpr int PARTS = static_cast<int>(sizeof(float) / sizeof(T));
@@ -100,13 +101,13 @@ void turn_queries(const Tile& tile, const float* panels, typename Side::Left* tu
 
 // scores [panel of rows][SEGMENT][PANEL], of what each panel reaches
 template <class Side, class T>
-void score_keys(const Tile& tile, const Lanes* lanes, int64_t start, const Segment<T>& segment,
+void score_keys(const Tile& tile, const Lanes* lanes, int64_t start, const Segment<T>& segment, Ahead<T>& ahead,
                 const typename Side::Left* turned, typename Side::Left* keys, float* scores) {
     constexpr int STRIDE = key_stride<Side>();
     const int64_t depth = Side::depth(tile.a.width);
     each_block(segment.count, [&](int64_t first, int64_t height) {
         for (int64_t key = first; key < first + height; ++key) {
-            segment.fetch_row(segment.a.values, key);
+            ahead.step();
             Side::keep_key(segment, key, keys + (key - first) * STRIDE);
         }
         for (int64_t panel = 0; panel * PANEL < tile.height; ++panel) {
@@ -222,15 +223,16 @@ void merge_in_lanes(const Tile& tile, Space& space, int64_t start, int64_t count
 
 // A segment, for a tile of many queries whose heads are not wider than WIDEST.
 template <class Unit, class Space, class T>
-void attend_lanes(const Tile& tile, Space& space, int64_t start, const Segment<T>& segment, const Segment<T>& next) {
+void attend_lanes(const Tile& tile, Space& space, int64_t start, const Segment<T>& segment, Ahead<T>& ahead) {
     using Side = typename Unit::Side;
     using Left = typename Side::Left;
-    const int64_t count = segment.count;
-    score_keys<Side>(tile, space.lanes, start, segment, reinterpret_cast<const Left*>(space.queries),
+    const int64_t count = segment.count, panels = ceil_div(tile.a.width, PANEL);
+    ahead.spread(count, count * (1 + panels));
+    score_keys<Side>(tile, space.lanes, start, segment, ahead, reinterpret_cast<const Left*>(space.queries),
                      reinterpret_cast<Left*>(space.right), space.scores);
     weigh_in_lanes<Unit>(tile, space, start, count);
-    for (int64_t panel = 0; panel < ceil_div(tile.a.width, PANEL); ++panel) {
-        Unit::pack_values(segment, next, panel, space.right);
+    for (int64_t panel = 0; panel < panels; ++panel) {
+        Unit::pack_values(segment, ahead, panel, space.right);
         for (int64_t row = 0; row < tile.height; row += PANEL) {
             const Reach reach = space.lanes[row / PANEL].reach(start, count);
             if (reach.is_empty()) continue;

@@ -63,11 +63,10 @@ struct PairPanels {
 
     // A row of a tile is two keys' values side by side, for 16 positions along the width; two tiles make a panel.
     static void pack_values(
-        const Segment<uint16_t>& segment, const Segment<uint16_t>& next, int64_t panel, uint16_t* right) {
+        const Segment<uint16_t>& segment, Ahead<uint16_t>& ahead, int64_t panel, uint16_t* right) {
         const Interleave interleave;
         for (int64_t key = 0; key < ceil_div(segment.count, STEP) * STEP; key += 2) {
-            next.fetch(next.a.keys, key, panel);
-            next.fetch(next.a.keys, key + 1, panel);
+            ahead.step(2);
             uint16_t* line = right + key / STEP * PANEL_STEP + key % STEP / 2 * 32;
             interleave(values(segment, key, panel * PANEL), values(segment, key + 1, panel * PANEL), line);
         }

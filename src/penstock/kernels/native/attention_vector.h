@@ -23,35 +23,23 @@ struct VectorUnit {
         store_weights<N>(to, key, weights);
     }
 
-    // To [k][block rows] for each block.
-    static void lay_out(const float* panels, int64_t padded, int64_t rows, int64_t k, float* left) {
-        for (int64_t first = 0, height; first < rows; first += height) {
-            height = block_rows(rows - first);
-            float* to = left + first * k;
-            for (int64_t i = 0; i < k; ++i)
-                for (int64_t r = 0; r < height; ++r)
-                    to[i * height + r] = panels[(i / PANEL * padded + first + r) * PANEL + i % PANEL];
-        }
-    }
-
     static void lay_out_queries(const Tile& tile, const float* panels, float* left) {
-        if (in_lanes(tile)) return turn_queries<WideSide>(tile, panels, left);
-        lay_out(panels, tile.padded, tile.height, tile.a.width, left);
+        if (in_lanes(tile)) turn_queries<WideSide>(tile, panels, left);
     }
 
     template <class T>
     static void attend(const Tile& tile, Space<VectorUnit>& space, int64_t start, const Segment<T>& segment,
-                       const Segment<T>& next) {
-        if (in_lanes(tile)) return attend_lanes<VectorUnit>(tile, space, start, segment, next);
-        attend_few(tile, space, start, segment, next);
+                       Ahead<T>& ahead) {
+        if (in_lanes(tile)) return attend_lanes<VectorUnit>(tile, space, start, segment, ahead);
+        attend_few(tile, space, start, segment, ahead);
     }
 
     template <class T>
-    static void pack_values(const Segment<T>& segment, const Segment<T>& next, int64_t panel, float* right) {
+    static void pack_values(const Segment<T>& segment, Ahead<T>& ahead, int64_t panel, float* right) {
         const int64_t first = panel * PANEL;
         const bool is_whole = segment.a.width - first >= PANEL;
         for (int64_t key = 0; key < segment.count; ++key) {
-            next.fetch(next.a.keys, key, panel);
+            ahead.step();
             float* to = right + key * PANEL;
             if (is_whole && segment.has(key)) {
                 const T* from = segment.row(segment.a.values, key) + first;

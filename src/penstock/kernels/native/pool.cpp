@@ -1,5 +1,6 @@
 #include "pool.h"
 
+#include <algorithm>
 #include <chrono>
 
 #include "float_state.h"
@@ -15,6 +16,9 @@ namespace {
 // sleeps: spinning threads take the cores from whoever else computes.
 constexpr auto SPIN = std::chrono::microseconds(40);
 constexpr int LOOKS_AT_ONCE = 64;  // between two looks at the clock
+
+// Of the tasks that are left for a thread it takes so small a part at once: others may be slower, and tasks unequal.
+constexpr int64_t PARTS = 4;
 
 // Of a gate: the workers inside in its lowest bits, then whether the call is open, then its number.
 constexpr uint64_t OPEN = uint64_t{1} << 15, FIRST_NUMBER = OPEN << 1;
@@ -47,6 +51,12 @@ Tasks::Tasks(int64_t count) : count_(count) {}
 int64_t Tasks::take() {
     const int64_t task = next_.fetch_add(1, std::memory_order_relaxed);
     return task < count_ ? task : -1;
+}
+
+Tasks::Several Tasks::take_several(int64_t most, int threads) {
+    const int64_t wanted = std::max<int64_t>(1, std::min(most, left() / (PARTS * threads)));
+    const int64_t first = std::min(next_.fetch_add(wanted, std::memory_order_relaxed), count_);
+    return {first, std::min(first + wanted, count_)};
 }
 
 int64_t Tasks::left() const {

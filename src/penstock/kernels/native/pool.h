@@ -20,6 +20,11 @@ class Tasks {
     explicit Tasks(int64_t count);
     // The next task's number, or -1 when all are taken.
     int64_t take();
+    // Tasks `first` .. `end`: up to `most`, fewer when few are left for so many threads, none when all are taken.
+    struct Several {
+        int64_t first, end;
+    };
+    Several take_several(int64_t most, int threads);
     // How many are left to take.
     int64_t left() const;
 

@@ -16,6 +16,16 @@ struct PairSide {
 
     static constexpr int64_t depth(int64_t k) { return PairUnit::depth(k); }
 
+    static const uint32_t* rows(const Tile& tile, const float* panels, int64_t k, uint16_t* space) {
+        auto* to = reinterpret_cast<float*>(space);
+        for (int64_t panel = 0; panel * PANEL < k; ++panel)
+            for (int64_t r = 0; r < tile.height; ++r) {
+                const float* from = panels + (panel * tile.padded + r) * PANEL;
+                store(to + (panel * tile.padded + r) * LANES, pairs_of(load(from), load(from + LANES)));
+            }
+        return reinterpret_cast<const uint32_t*>(space);
+    }
+
     template <class T>
     static constexpr int PARTS = 1;
     static constexpr int64_t KEYS = 2;
@@ -67,11 +77,10 @@ struct PairSide {
 struct QueryUnit : PairPanels {
     using Side = PairSide;
     static constexpr int64_t ROWS = MAX_ROWS;
-    static constexpr int64_t BEHIND = 32;  // Numbers: what `lay_out` writes behind a block's end
     static void begin() {}
     static void end() {}
     static int64_t size(int64_t rows, int64_t k) {
-        return ceil_div(rows, MAX_ROWS) * MAX_ROWS * 2 * PairUnit::depth(k) + BEHIND;
+        return rows * 2 * PairUnit::depth(k);
     }
     static int64_t right_size(int64_t k) {
         return std::max<int64_t>(PairPanels::right_size(k), MAX_ROWS * 2 * key_stride<Side>());
@@ -96,35 +105,14 @@ struct QueryUnit : PairPanels {
         }
     }
 
-    // To [pair][block rows] for each block. Whole vectors are written, ever further on: what is too much of one, the next
-    // one overwrites.
-    static void lay_out(const float* panels, int64_t padded, int64_t rows, int64_t k, uint16_t* left) {
-        for (int64_t first = 0, height; first < rows; first += height) {
-            height = block_rows(rows - first);
-            auto* to = reinterpret_cast<float*>(left) + first * PairUnit::depth(k);
-            for (int64_t i = 0; i < k; i += PANEL) {
-                Vec square[LANES];
-                const float* from = panels + (i / PANEL * padded + first) * PANEL;
-#pragma GCC unroll 16
-                for (int64_t r = 0; r < LANES; ++r, from += PANEL)
-                    square[r] = r < height ? pairs_of(load(from), load(from + LANES)) : Vec{};
-                turn(square);
-#pragma GCC unroll 16
-                for (int64_t j = 0; j < LANES; ++j)
-                    if (i / 2 + j < PairUnit::depth(k)) store(to + (i / 2 + j) * height, square[j]);
-            }
-        }
-    }
-
     static void lay_out_queries(const Tile& tile, const float* panels, uint16_t* left) {
-        if (in_lanes(tile)) return turn_queries<Side>(tile, panels, reinterpret_cast<uint32_t*>(left));
-        lay_out(panels, tile.padded, tile.height, tile.a.width, left);
+        if (in_lanes(tile)) turn_queries<Side>(tile, panels, reinterpret_cast<uint32_t*>(left));
     }
 
     static void attend(const Tile& tile, Space<QueryUnit>& space, int64_t start, const Segment<uint16_t>& segment,
-                       const Segment<uint16_t>& next) {
-        if (in_lanes(tile)) return attend_lanes<QueryUnit>(tile, space, start, segment, next);
-        attend_few(tile, space, start, segment, next);
+                       Ahead<uint16_t>& ahead) {
+        if (in_lanes(tile)) return attend_lanes<QueryUnit>(tile, space, start, segment, ahead);
+        attend_few(tile, space, start, segment, ahead);
     }
 };
 
