@@ -12,18 +12,30 @@
 namespace penstock {
 namespace {
 
-// `plus_one`: the scale is 1 + `scale`, and what is normed is not rounded before it is multiplied by that.
+// One over the root of the mean square of x.
 template <class T>
-void rms_norm(const T* x, const T* scale, T* out, int64_t width, float eps, bool plus_one) {
+float inverse_root(const T* x, int64_t width, float eps) {
     Vec squares{};
     for (int64_t i = 0; i < width; i += LANES) {
         const Vec v = load_some(x + i, width - i);
         squares = fma(v, v, squares);
     }
-    const float inverse = 1.0F / std::sqrt(total(squares) / static_cast<float>(width) + eps);
+    return 1.0F / std::sqrt(total(squares) / static_cast<float>(width) + eps);
+}
+
+// A part of a row, normed. `plus_one`: the scale is 1 + `scale`, and nothing is rounded before it is multiplied by that.
+template <class T>
+PENSTOCK_INLINE Vec scaled(Vec x, float inverse, Vec scale, bool plus_one) {
+    const Vec normed = x * inverse;
+    return plus_one ? normed * (scale + 1.0F) : rounded<T>(normed) * scale;
+}
+
+template <class T>
+void rms_norm(const T* x, const T* scale, T* out, int64_t width, float eps, bool plus_one) {
+    const float inverse = inverse_root(x, width, eps);
     for (int64_t i = 0; i < width; i += LANES) {
-        const Vec normed = load_some(x + i, width - i) * inverse, by = load_some(scale + i, width - i);
-        store_some(out + i, plus_one ? normed * (by + 1.0F) : rounded<T>(normed) * by, width - i);
+        const int64_t left = width - i;
+        store_some(out + i, scaled<T>(load_some(x + i, left), inverse, load_some(scale + i, left), plus_one), left);
     }
 }
 
@@ -57,13 +69,17 @@ void gelu_tanh(const T* x, T* out, int64_t width) {
     });
 }
 
-// Pairs (i, i + width / 2) of x, turned in place.
+// Pairs (i, i + width / 2) of x, turned in place; normed before, where there is a scale.
 template <class T>
-void rotate(T* x, const float* cosine, const float* sine, int64_t width) {
+void rotate(T* x, const T* scale, float inverse, bool plus_one, const float* cosine, const float* sine, int64_t width) {
     const int64_t half = width / 2;
+    const auto part = [&](int64_t i, int64_t left) {
+        const Vec v = load_some(x + i, left);
+        return scale ? rounded<T>(scaled<T>(v, inverse, load_some(scale + i, left), plus_one)) : v;
+    };
     for (int64_t i = 0; i < half; i += LANES) {
         const int64_t left = half - i;
-        const Vec first = load_some(x + i, left), second = load_some(x + half + i, left);
+        const Vec first = part(i, left), second = part(half + i, left);
         const Vec c = load_some(cosine + i, left), s = load_some(sine + i, left);
         store_some(x + i, first * c - second * s, left);
         store_some(x + half + i, second * c + first * s, left);
@@ -120,15 +136,30 @@ inline void cap_all(Context& context, float* x, int64_t count, float limit) {
     });
 }
 
+constexpr int64_t HEADS_AT_ONCE = 16;
+
+// Queries and keys `first` .. `end` of a row, normed and rotated. All roots come first: one waits for itself, many do not.
+template <class T>
+void turn_heads(const Heads& h, T* heads, int64_t row, int64_t first, int64_t end) {
+    float inverse[HEADS_AT_ONCE] = {};
+    const auto scale_of = [&](int64_t i) { return static_cast<const T*>(i < h.heads ? h.q_scale : h.k_scale); };
+    for (int64_t i = first; i < end; ++i)
+        if (scale_of(i)) inverse[i - first] = inverse_root(heads + i * h.width, h.width, h.eps);
+    for (int64_t i = first; i < end; ++i) {
+        T* x = heads + i * h.width;
+        if (h.cosine)
+            rotate(x, scale_of(i), inverse[i - first], h.plus_one, h.cosine + row * (h.width / 2),
+                   h.sine + row * (h.width / 2), h.width);
+        else if (scale_of(i))
+            rms_norm(x, scale_of(i), x, h.width, h.eps, h.plus_one);
+    }
+}
+
 template <class T>
 void place_row(const Heads& h, int64_t row) {
     T* heads = static_cast<T*>(h.fused) + row * (h.heads + 2 * h.kv_heads) * h.width;
-    for (int64_t i = 0; i < h.heads + h.kv_heads; ++i) {
-        T* x = heads + i * h.width;
-        const T* scale = static_cast<const T*>(i < h.heads ? h.q_scale : h.k_scale);
-        if (scale) rms_norm(x, scale, x, h.width, h.eps, h.plus_one);
-        if (h.cosine) rotate(x, h.cosine + row * (h.width / 2), h.sine + row * (h.width / 2), h.width);
-    }
+    for (int64_t first = 0; first < h.heads + h.kv_heads; first += HEADS_AT_ONCE)
+        turn_heads(h, heads, row, first, at_most(first + HEADS_AT_ONCE, h.heads + h.kv_heads));
     const T *keys = heads + h.heads * h.width, *values = keys + h.kv_heads * h.width;
     for (int64_t i = 0; i < h.kv_heads; ++i) {
         const int64_t to = ((h.blocks[row] * h.kv_heads + i) * h.block_tokens + h.offsets[row]) * h.width;
