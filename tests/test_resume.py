@@ -241,13 +241,15 @@ def test_a_second_process_is_refused_while_the_first_one_runs(model: Path) -> No
     process = place.start()
     assert place.await_phase(Phase.STEP, process)
     process.send_signal(signal.SIGSTOP)  # so that it is not done before the second one has begun
-    code, _, err = place.run()
+    try:
+        code, _, err = place.run()
+        listed = subprocess.run(
+            [sys.executable, "-m", "penstock.cli", "jobs", "list", str(place.folder)], capture_output=True, check=True
+        )
+    finally:
+        process.send_signal(signal.SIGCONT)
     assert code == 2
     assert "another process works on the job" in err
-    listed = subprocess.run(
-        [sys.executable, "-m", "penstock.cli", "jobs", "list", str(place.folder)], capture_output=True, check=True
-    )
-    process.send_signal(signal.SIGCONT)
     assert b"running" in listed.stdout
     process.communicate(timeout=300)
     assert process.returncode == 0

@@ -123,7 +123,7 @@ def test_a_query_has_the_same_bits_alone_and_among_as_many_as_a_tile_holds_which
         attention_of(kernels)(query, keys, values, tiles=make_tiles(chunks, tiles), scoring=scoring)
         for tiles in (how, replace(how, width=1))
     )
-    assert how.width * heads // kv_heads > 2 * SEGMENT - heads, "a tile is no wider than a segment"
+    assert how.width * heads // kv_heads > 2 * SEGMENT - heads, "no tile has rows that see nothing of its last segment"
     assert torch.equal(together, alone)
 
 
@@ -194,6 +194,26 @@ def test_a_value_that_is_not_finite_reaches_the_queries_that_see_it_and_no_other
     seeing = slice(20, 60 if window is None else 40)
     assert not found[seeing, :2, 7].isfinite().any()
     found[seeing, :2, 7] = clean[seeing, :2, 7]
+    assert torch.equal(found, clean)
+
+
+@pytest.mark.parametrize("kernels", KERNELS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("window", [None, 20])
+def test_a_key_that_is_not_a_number_reaches_the_queries_that_see_it_and_no_other(
+    kernels: str, dtype: torch.dtype, window: int | None
+) -> None:
+    keys, values = caches(20, kv_heads=2, width=80, dtype=dtype)
+    query = torch.randn(60, 4, 80, generator=torch.Generator().manual_seed(3)).to(dtype)
+    how = tiling(kernels, heads=4, kv_heads=2, num_blocks=20)
+    tiles = make_tiles((Chunk(1, 230, (0,) * 60, (tuple(range(20)),)),), how)
+    attend, scoring = attention_of(kernels), Scoring(window=window)
+    clean = attend(query, keys, values, tiles=tiles, scoring=scoring)
+    keys[250 // 16, 0, 250 % 16, 7] = math.nan
+    found = attend(query, keys, values, tiles=tiles, scoring=scoring)
+    seeing = slice(20, 60 if window is None else 40)
+    assert found[seeing, :2].isnan().all()
+    found[seeing, :2] = clean[seeing, :2]
     assert torch.equal(found, clean)
 
 

@@ -122,7 +122,7 @@ def test_where_threads_would_wait_tiles_are_narrower_but_no_less_than_is_worth_o
     assert sorted((tiles.positions >= 0).sum(dim=1).tolist(), reverse=True) == sizes
 
 
-def test_steps_are_predicted_with_the_tiles_that_the_native_kernels_have() -> None:
+def test_steps_are_predicted_with_tiles_as_wide_as_the_native_kernels_have_them_at_most() -> None:
     assert profile.QUERY_ROWS == native.QUERY_ROWS
 
 

@@ -15,10 +15,17 @@ int main(int, char** arguments) {
         random = random * 1664525U + 1013904223U;
         const int64_t count = random >> 16 & 63;
         ran.assign(static_cast<size_t>(count), 0);  // plain numbers: a race on them is reported
-        pool.each(count, [&](int64_t task) {
+        const auto work = [&](int64_t task) {
             ++ran[static_cast<size_t>(task)];
             if (call % 7 == 0) std::this_thread::sleep_for(std::chrono::microseconds(20));
-        });
+        };
+        if (call % 2 == 0)
+            pool.each(count, work);
+        else
+            pool.run(count, [&](penstock::Tasks& tasks, int) {
+                for (auto some = tasks.take_several(5, threads); some.first < some.end; some = tasks.take_several(5, threads))
+                    for (int64_t task = some.first; task < some.end; ++task) work(task);
+            });
         for (const int times : ran)
             if (times != 1) {
                 std::printf("call %d: a task ran %d times\n", call, times);

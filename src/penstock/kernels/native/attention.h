@@ -9,7 +9,8 @@
 //   Number                 what its operands are made of
 //   begin(), end()         around a thread's work
 //   ROWS                   rows that it multiplies at once, at most: tiles are padded to it
-//   size(rows, k)          Numbers that `rows` x `k` take, queries or weights, with what is written behind them
+//   size(rows, k)          Numbers that `rows` x `k` take as it lays them out
+//   weights_size(rows)     likewise for weights of a segment; 0 where they are multiplied as they are
 //   right_size(k)          Numbers for what is laid out of a segment's keys or values: of heads `k` wide, or `k` keys,
 //                          whichever is more
 //   lay_out_queries(...)   a tile's queries from float32 panels, and
@@ -122,15 +123,15 @@ struct Tile {
 
 constexpr int64_t STEPS_BETWEEN = 4;  // of fetching, at once where products leave off: the memory is busy meanwhile
 
-// What is fetched while a tile is attended to: its keys and values behind the first segment, and those of the first
-// segment of what comes `later`, spread evenly over all of the work. Blocks lie anywhere, so the processor does not see
+// What is fetched while a tile is attended to: its keys and values, if the first segment's are there those behind it, and
+// those of the first segment of what comes `later`, spread evenly over all of the work. Blocks lie anywhere, so the processor does not see
 // them coming; and where some lines are wanted at once, all wait for the memory.
 template <class T>
 class Ahead {
   public:
-    // From `start` up to `end` the tile is attended to. `later` may be null.
-    Ahead(const Tile& tile, int64_t start, int64_t end, const Tile* later) : rest_{later, 0, 0} {
-        const int64_t first = std::min(start + SEGMENT, end);
+    // From `start` up to `end` the tile is attended to. Is its first segment there already? `later` may be null.
+    Ahead(const Tile& tile, int64_t start, int64_t end, bool is_there, const Tile* later) : rest_{later, 0, 0} {
+        const int64_t first = is_there ? std::min(start + SEGMENT, end) : std::max(start, tile.lowest());
         if (later) {
             rest_.from = std::max(later->start(), later->lowest());
             rest_.to = at_most(later->end(), later->start() + SEGMENT);
@@ -169,7 +170,7 @@ class Ahead {
     }
     __attribute__((noinline)) bool take_block() {
         if (now_.from >= now_.to) {
-            if (!rest_.tile) return false;
+            if (!rest_.tile) return each_ = a_key_ = 0, false;
             enter(rest_);
             rest_.tile = nullptr;
             return take_block();
@@ -250,7 +251,7 @@ struct Space {
     }
     static int64_t width(const Attention& a) { return ceil_div(a.width, PANEL) * PANEL; }
     static int64_t bytes(const Attention& a) {
-        const int64_t numbers = Unit::size(padded(a), width(a)) + Unit::size(padded(a), SEGMENT) +
+        const int64_t numbers = Unit::size(padded(a), width(a)) + Unit::weights_size(padded(a)) +
                                 Unit::right_size(std::max(width(a), SEGMENT));
         return padded(a) * (3 * width(a) + SEGMENT + 4) * 4 + numbers * static_cast<int64_t>(sizeof(Number)) +
                padded(a) / PANEL * static_cast<int64_t>(sizeof(Lanes));
@@ -264,9 +265,9 @@ struct Space {
         lanes = reinterpret_cast<Lanes*>(memory);
         queries = reinterpret_cast<Number*>(lanes + padded(a) / PANEL);
         weights = queries + Unit::size(padded(a), width(a));
-        right = weights + Unit::size(padded(a), SEGMENT);
+        right = weights + Unit::weights_size(padded(a));
     }
-    // Where there is a query in every lane.
+    // What each panel of rows sees.
     void look_at(const Tile& tile) {
         for (int64_t row = 0; row < tile.height; row += PANEL) new (&lanes[row / PANEL]) Lanes(tile, row);
     }

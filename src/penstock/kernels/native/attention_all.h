@@ -15,7 +15,7 @@ namespace {
 constexpr int64_t KEPT_BYTES = int64_t{32} << 20;  // for the segments of cut tiles, at most; memory.py counts them
 constexpr int64_t PARTS = 2;                       // a thread's share of all segments, in parts: more than one is cut
 constexpr int64_t FEW_SEGMENTS = 4;                // are not worth it
-constexpr int64_t TASKS_AT_ONCE = 8;               // that a thread takes
+constexpr int64_t TASKS_AT_ONCE = 8;               // that a thread takes of small ones
 
 // What there is of all rows before the tile's first segment, and what becomes of them behind its last.
 template <class Unit>
@@ -36,12 +36,12 @@ void lay_out_queries(const Tile& tile, Space<Unit>& space) {
     Unit::lay_out_queries(tile, space.panels, space.queries);
 }
 
-// `later` is what the thread attends to behind it, or null.
+// Is its first segment there already? `later` is what the thread attends to behind it, or null.
 template <class Unit, class T>
-void attend_tile(const Tile& tile, Space<Unit> space, const Tile* later) {
+void attend_tile(const Tile& tile, Space<Unit> space, bool is_there, const Tile* later) {
     lay_out_queries<Unit, T>(tile, space);
     take_states(tile, space);
-    Ahead<T> ahead(tile, tile.start(), tile.end(), later);
+    Ahead<T> ahead(tile, tile.start(), tile.end(), is_there, later);
     for (int64_t start = tile.start(); start < tile.end(); start += SEGMENT)
         Unit::attend(tile, space, start, tile.template segment<T>(start), ahead);
     finish_tile<Unit, T>(tile, space);
@@ -95,7 +95,7 @@ void attend_segments(const LongTile& whole, int64_t first, int64_t end, Space<Un
     const Tile& tile = whole.tile;
     lay_out_queries<Unit, T>(tile, space);
     const int64_t behind = std::min(whole.start + end * SEGMENT, tile.end());
-    Ahead<T> ahead(tile, whole.start + first * SEGMENT, behind, nullptr);
+    Ahead<T> ahead(tile, whole.start + first * SEGMENT, behind, false, nullptr);
     for (int64_t segment = first; segment < end; ++segment) {
         const int64_t start = whole.start + segment * SEGMENT;
         const Segment<T> keys = tile.template segment<T>(start);
@@ -135,6 +135,7 @@ struct TileTasks {
     };
     const Attention* sets;
     int64_t count, tiles = 0, bytes = 0;
+    int64_t small = 0;  // tasks, the last ones: a query behind few keys
     std::vector<LongTile> long_tiles;
     std::vector<Piece> pieces;
 
@@ -143,7 +144,7 @@ struct TileTasks {
             tiles += a->tiles * a->kv_heads;
             bytes = std::max(bytes, Space<Unit>::bytes(*a));
         }
-        if (context.pool.threads() > 1) cut_long_tiles(context);
+        if (context.pool.threads() > 1) look_at_tiles(context);
     }
     int64_t tasks() const { return static_cast<int64_t>(pieces.size()) + tiles; }
 
@@ -169,9 +170,15 @@ struct TileTasks {
         for (const Attention* a = sets; a < sets + count; ++a)
             for (int64_t number = 0; number < a->tiles; ++number) body(*a, number, Tile(*a, number, 0, Unit::ROWS));
     }
-    void cut_long_tiles(Context& context) {
+    void look_at_tiles(Context& context) {
         int64_t all = 0;
-        each_tile([&](const Attention& a, int64_t, const Tile& tile) { all += segments(tile) * a.kv_heads; });
+        each_tile([&](const Attention& a, int64_t, const Tile& tile) {
+            all += segments(tile) * a.kv_heads;
+            small = tile.count == 1 && segments(tile) <= FEW_SEGMENTS ? small + a.kv_heads : 0;
+        });
+        cut_long_tiles(context, all);
+    }
+    void cut_long_tiles(Context& context, int64_t all) {
         const int64_t most = std::max(FEW_SEGMENTS, all / (PARTS * context.pool.threads()));
         int64_t floats = 0;
         each_tile([&](const Attention& a, int64_t number, const Tile& tile) {
@@ -194,12 +201,13 @@ struct TileTasks {
     }
 };
 
-// A thread's tasks: of a tile it takes several key heads, which read the same queries and blocks.
+// A thread's tasks: of the small ones, which come last, it takes several at once, so that threads rarely meet.
 class Hand {
   public:
-    Hand(Tasks& tasks, int threads) : tasks_(tasks), threads_(threads) {}
+    Hand(Tasks& tasks, int64_t small, int threads) : tasks_(tasks), small_(small), threads_(threads) {}
     int64_t take() {
-        if (mine_.first == mine_.end) mine_ = tasks_.take_several(TASKS_AT_ONCE, threads_);
+        const int64_t most = tasks_.left() <= small_ ? TASKS_AT_ONCE : 1;
+        if (mine_.first == mine_.end) mine_ = tasks_.take_several(most, threads_);
         return mine_.first < mine_.end ? mine_.first++ : -1;
     }
     // The next task, to know it early; -1 where another thread would go without.
@@ -207,6 +215,7 @@ class Hand {
 
   private:
     Tasks& tasks_;
+    const int64_t small_;
     const int threads_;
     Tasks::Several mine_{0, 0};
 };
@@ -221,7 +230,8 @@ void attend_all(Context& context, const Attention* sets, int64_t count) {
     context.pool.run(work.tasks(), [&](Tasks& all, int thread) {
         float* memory = context.own_array<float>(thread);
         Unit::begin();
-        Hand hand(all, threads);
+        Hand hand(all, work.small, threads);
+        bool is_there = false;  // a tile's first segment: it came while the tile before was attended to
         for (int64_t task = hand.take(), following; task >= 0; task = following < 0 ? hand.take() : following) {
             following = hand.take_early();  // to know what to fetch
             if (task < pieces) {
@@ -234,12 +244,12 @@ void attend_all(Context& context, const Attention* sets, int64_t count) {
             if (work.is_cut(tile)) continue;
             const Tile* after = following < 0 ? nullptr : &later;
             const Space<Unit> space(tile.a, memory);
-            if (tile.count == 1 || may_go_together<T>(tile)) {
-                attend_tile<Unit, T>(tile, space, after);
-                continue;
-            }
-            for (int64_t query = 0; query < tile.count; ++query)
-                attend_tile<Unit, T>(tile.only(query, Unit::ROWS), space, after);
+            if (tile.count == 1 || may_go_together<T>(tile))
+                attend_tile<Unit, T>(tile, space, is_there, after);
+            else
+                for (int64_t query = 0; query < tile.count; ++query)
+                    attend_tile<Unit, T>(tile.only(query, Unit::ROWS), space, is_there, after);
+            is_there = after != nullptr;
         }
         Unit::end();
     });

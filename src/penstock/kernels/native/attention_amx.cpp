@@ -59,6 +59,7 @@ struct TileUnit : PairPanels {
     static void begin() { configure_tiles(); }
     static void end() { _tile_release(); }
     static int64_t size(int64_t rows, int64_t k) { return ceil_div(rows, BLOCK) * ceil_div(k, STEP) * BLOCK_STEP; }
+    static int64_t weights_size(int64_t rows) { return size(rows, SEGMENT); }
     static int64_t right_size(int64_t width) { return ceil_div(width, PANEL) * PairPanels::right_size(SEGMENT); }
 
     template <int N>
@@ -109,7 +110,7 @@ struct TileUnit : PairPanels {
     static void each_keys(const Segment<uint16_t>& segment, Ahead<uint16_t>& ahead, uint16_t* copy, Body&& body) {
         const int64_t copied = 16 * ceil_div(segment.a.width, STEP) * STEP;
         for (int64_t key = 0; key < segment.count; key += BLOCK) {
-            for (int64_t step = 0; step < STEPS_A_PRODUCT; ++step) ahead.step();
+            ahead.step(STEPS_A_PRODUCT);
             body(key, key_rows(segment, key, copy), key_rows(segment, key + 16, copy + copied));
         }
     }
@@ -158,7 +159,7 @@ struct TileUnit : PairPanels {
             const Reach reach = space.lanes[row / PANEL].reach(start, count);
             for (int64_t at = reach.from; at < reach.to; at += STEP) {
                 const float* from = space.scores + (row / PANEL * SEGMENT + at) * PANEL + row % PANEL;
-                uint16_t* left = space.weights + left_at(row / BLOCK, at) + row % BLOCK / 16 * TILE;
+                uint16_t* left = space.weights + weights_at(row / BLOCK, at) + row % BLOCK / 16 * TILE;
                 turn_pairs(left, [&](int64_t j) {
                     const int64_t key = at + 2 * j;
                     const BitVec first = key < reach.to ? (BitVec)load(from + 2 * j * PANEL) : BitVec{};
@@ -170,9 +171,9 @@ struct TileUnit : PairPanels {
     }
 
     // Where the weights of keys from `key` on lie for a block of queries.
-    static int64_t left_at(int64_t block, int64_t key) { return (block * SEGMENT + key) / STEP * BLOCK_STEP; }
+    static int64_t weights_at(int64_t block, int64_t key) { return (block * SEGMENT + key) / STEP * BLOCK_STEP; }
 
-    // The same of weights in rows, FEW_QUERIES at most. Rows that are not there keep what they hold: their sums are not
+    // Weights in rows to left operands, FEW_QUERIES at most. Rows that are not there keep what they hold: their sums are not
     // used.
     static void lay_out_weights(const Tile& tile, int64_t count, const float* panels, uint16_t* left) {
         for (int64_t step = 0; step < ceil_div(count, STEP); ++step)
@@ -186,7 +187,7 @@ struct TileUnit : PairPanels {
     // A block of weights times a panel of values, to where partial results lie in panels.
     static void multiply_weights(const Tile& tile, Space<TileUnit>& space, int64_t row, const uint16_t* values,
                                  int64_t panel, Reach reach) {
-        const uint16_t* weights = space.weights + left_at(row / BLOCK, reach.from);
+        const uint16_t* weights = space.weights + weights_at(row / BLOCK, reach.from);
         const auto kernel = tile.height - row <= 16 ? multiply<true> : multiply<false>;
         kernel(weights, values + reach.from / STEP * BLOCK_STEP, space.partial + (panel * tile.padded + row) * PANEL,
                ceil_div(reach.to - reach.from, STEP));

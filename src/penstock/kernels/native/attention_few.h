@@ -145,6 +145,19 @@ PENSTOCK_INLINE void each_few(const Tile& tile, Body&& body) {
     });
 }
 
+// The steps of fetching in which a segment of `count` keys is attended to.
+template <class T>
+int64_t steps_of(const Tile& tile, int64_t count) {
+    const int64_t squares = ceil_div(count, PANEL) * PANEL / LANES * ceil_div(tile.a.width, NUMBERS<T>);
+    int64_t steps = 3 * STEPS_BETWEEN;
+    each_few(tile, [&](auto rows, int64_t) {
+        steps += squares;
+        each_strip<MOST_VECTORS<rows>>(ceil_div(tile.a.width, PANEL) * PANEL / LANES,
+                                       [&](auto, int64_t) { steps += ceil_div(count, KEYS_A_STEP); });
+    });
+    return steps;
+}
+
 // As `attend_lanes`, for a tile of few queries.
 template <class Unit, class T>
 void attend_few(
@@ -152,8 +165,7 @@ void attend_few(
     using Side = typename Unit::Side;
     using Left = typename Side::Left;
     const int64_t width = tile.a.width, count = segment.count;
-    const int64_t squares = ceil_div(count, PANEL) * PANEL / LANES * ceil_div(width, NUMBERS<T>);
-    ahead.spread(count, ceil_div(tile.height, MAX_ROWS) * (squares + ceil_div(count, KEYS_A_STEP)) + 3 * STEPS_BETWEEN);
+    ahead.spread(count, steps_of<T>(tile, count));
     const Left* queries = Side::rows(tile, space.panels, width, space.queries);
     each_few(tile, [&](auto rows, int64_t row) {
         constexpr int MOST = MOST_VECTORS<rows> < 4 ? 2 : 4;

@@ -14,7 +14,8 @@ struct VectorUnit {
     static constexpr int64_t ROWS = MAX_ROWS;
     static void begin() {}
     static void end() {}
-    static int64_t size(int64_t rows, int64_t k) { return ceil_div(rows, MAX_ROWS) * MAX_ROWS * k; }
+    static int64_t size(int64_t rows, int64_t k) { return rows * k; }
+    static int64_t weights_size(int64_t) { return 0; }
     static int64_t right_size(int64_t k) { return std::max<int64_t>(k * PANEL, MAX_ROWS * key_stride<Side>()); }
     static Vec weight(Vec v) { return v; }
 

@@ -18,7 +18,7 @@ constexpr auto SPIN = std::chrono::microseconds(40);
 constexpr int LOOKS_AT_ONCE = 64;  // between two looks at the clock
 
 // Of the tasks that are left for a thread it takes so small a part at once: others may be slower, and tasks unequal.
-constexpr int64_t PARTS = 4;
+constexpr int64_t SHARES = 4;
 
 // Of a gate: the workers inside in its lowest bits, then whether the call is open, then its number.
 constexpr uint64_t OPEN = uint64_t{1} << 15, FIRST_NUMBER = OPEN << 1;
@@ -54,7 +54,7 @@ int64_t Tasks::take() {
 }
 
 Tasks::Several Tasks::take_several(int64_t most, int threads) {
-    const int64_t wanted = std::max<int64_t>(1, std::min(most, left() / (PARTS * threads)));
+    const int64_t wanted = std::max<int64_t>(1, std::min(most, left() / (SHARES * threads)));
     const int64_t first = std::min(next_.fetch_add(wanted, std::memory_order_relaxed), count_);
     return {first, std::min(first + wanted, count_)};
 }

@@ -143,7 +143,7 @@ template <class T>
 void turn_heads(const Heads& h, T* heads, int64_t row, int64_t first, int64_t end) {
     float inverse[HEADS_AT_ONCE] = {};
     const auto scale_of = [&](int64_t i) { return static_cast<const T*>(i < h.heads ? h.q_scale : h.k_scale); };
-    for (int64_t i = first; i < end; ++i)
+    for (int64_t i = first; h.cosine && i < end; ++i)
         if (scale_of(i)) inverse[i - first] = inverse_root(heads + i * h.width, h.width, h.eps);
     for (int64_t i = first; i < end; ++i) {
         T* x = heads + i * h.width;

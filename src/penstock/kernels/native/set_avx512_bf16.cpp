@@ -82,6 +82,7 @@ struct QueryUnit : PairPanels {
     static int64_t size(int64_t rows, int64_t k) {
         return rows * 2 * PairUnit::depth(k);
     }
+    static int64_t weights_size(int64_t rows) { return size(rows, SEGMENT); }
     static int64_t right_size(int64_t k) {
         return std::max<int64_t>(PairPanels::right_size(k), MAX_ROWS * 2 * key_stride<Side>());
     }
