@@ -124,8 +124,8 @@ struct Tile {
 constexpr int64_t STEPS_BETWEEN = 4;  // of fetching, at once where products leave off: the memory is busy meanwhile
 
 // What is fetched while a tile is attended to: its keys and values, if the first segment's are there those behind it, and
-// those of the first segment of what comes `later`, spread evenly over all of the work. Blocks lie anywhere, so the processor does not see
-// them coming; and where some lines are wanted at once, all wait for the memory.
+// those of the first segment of what comes `later`, spread evenly over all of the work. Blocks lie anywhere, so the
+// processor does not see them coming; and where some lines are wanted at once, all wait for the memory.
 template <class T>
 class Ahead {
   public:

@@ -31,7 +31,6 @@ void finish_tile(const Tile& tile, const Space<Unit>& space) {
 
 template <class Unit, class T>
 void lay_out_queries(const Tile& tile, Space<Unit>& space) {
-    space.look_at(tile);
     gather_queries<T>(tile, space.panels);
     Unit::lay_out_queries(tile, space.panels, space.queries);
 }
@@ -39,6 +38,7 @@ void lay_out_queries(const Tile& tile, Space<Unit>& space) {
 // Is its first segment there already? `later` is what the thread attends to behind it, or null.
 template <class Unit, class T>
 void attend_tile(const Tile& tile, Space<Unit> space, bool is_there, const Tile* later) {
+    space.look_at(tile);
     lay_out_queries<Unit, T>(tile, space);
     take_states(tile, space);
     Ahead<T> ahead(tile, tile.start(), tile.end(), is_there, later);
